@@ -1,0 +1,4 @@
+"""Command line of pywebgpu."""
+
+def main() -> None:
+    raise SystemExit("not here yet")
