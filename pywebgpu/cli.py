@@ -1,4 +1,5 @@
 """Command line of pywebgpu."""
 
+
 def main() -> None:
     raise SystemExit("not here yet")
