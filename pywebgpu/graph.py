@@ -1,0 +1,146 @@
+"""The model between ONNX and kernels: typed values, nodes in topological order, constants.
+
+Passes rewrite a `Graph` in place through its methods; lowering reads it. Nodes keep ONNX operator
+names and attributes; what a pass introduces lives in the domain `INTERNAL`.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .codegen.dims import Dim
+from .codegen.spec import Storage
+
+INTERNAL = "pywebgpu"
+
+
+class DType(enum.Enum):
+    """ONNX tensor element types that a graph may hold."""
+
+    F32 = "float32"
+    F16 = "float16"
+    F64 = "float64"
+    BF16 = "bfloat16"
+    I64 = "int64"
+    I32 = "int32"
+    I16 = "int16"
+    I8 = "int8"
+    U64 = "uint64"
+    U32 = "uint32"
+    U16 = "uint16"
+    U8 = "uint8"
+    BOOL = "bool"
+
+    @property
+    def storage(self) -> Storage:
+        """How a kernel's buffer holds it. F16 is widened unless the export asks for f16."""
+        return Storage.F32 if self in (DType.F32, DType.F16, DType.F64, DType.BF16) else Storage.I32
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        return np.dtype("float32" if self is DType.BF16 else self.value)
+
+    @property
+    def is_float(self) -> bool:
+        return self.storage is Storage.F32
+
+
+Shape = tuple[Dim, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """Element type and shape; dims known only at run time are `Expr`s over the graph's symbols."""
+
+    dtype: DType
+    shape: Shape
+
+    def __str__(self) -> str:
+        return f"{self.dtype.value}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(slots=True)
+class Node:
+    """One operator. An omitted optional input is "" (as in ONNX)."""
+
+    op: str
+    inputs: list[str]
+    outputs: list[str]
+    attrs: dict[str, Any] = field(default_factory=dict)
+    domain: str = ""
+    name: str = ""
+
+    def where(self) -> str:
+        """For error messages: "Conv 'layer1/conv'"."""
+        label = self.name or (self.outputs[0] if self.outputs else "")
+        return f"{self.op} '{label}'"
+
+
+@dataclass(slots=True)
+class Graph:
+    """A model, or the body of one.
+
+    `types` has an entry for every value. `constants` holds arrays for initializers and folded
+    values. `values` holds what is known of small integer tensors whose elements are expressions
+    over symbols (shapes being computed): flat, row-major, one `Dim` per element.
+    `opsets` maps a domain to the version its nodes follow.
+    """
+
+    name: str
+    inputs: list[str]
+    outputs: list[str]
+    nodes: list[Node]
+    types: dict[str, TensorType]
+    constants: dict[str, np.ndarray[Any, Any]]
+    opsets: dict[str, int]
+    values: dict[str, tuple[Dim, ...]] = field(default_factory=dict)
+    _counter: int = 0
+
+    def fresh(self, stem: str) -> str:
+        """A value name that is not in use."""
+        while True:
+            self._counter += 1
+            name = f"{stem}__{self._counter}"
+            if name not in self.types:
+                return name
+
+    def add_constant(self, stem: str, array: np.ndarray[Any, Any]) -> str:
+        """A new constant; returns its name."""
+        name = self.fresh(stem)
+        self.constants[name] = array
+        self.types[name] = TensorType(DType(str(array.dtype)), tuple(array.shape))
+        return name
+
+    def producers(self) -> dict[str, Node]:
+        return {out: node for node in self.nodes for out in node.outputs if out}
+
+    def consumers(self) -> dict[str, list[Node]]:
+        """Nodes that read each value, once per node."""
+        users: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.inputs):
+                if name:
+                    users.setdefault(name, []).append(node)
+        return users
+
+    def replace_uses(self, old: str, new: str) -> None:
+        """Every reader of `old`, the graph's outputs aside, reads `new`."""
+        for node in self.nodes:
+            node.inputs = [new if name == old else name for name in node.inputs]
+
+    def prune(self) -> int:
+        """Drop nodes and constants that no output needs; returns how many nodes went."""
+        needed = set(self.outputs)
+        kept: list[Node] = []
+        for node in reversed(self.nodes):
+            if needed.intersection(out for out in node.outputs if out):
+                kept.append(node)
+                needed.update(name for name in node.inputs if name)
+        dropped = len(self.nodes) - len(kept)
+        self.nodes = kept[::-1]
+        self.constants = {k: v for k, v in self.constants.items() if k in needed}
+        return dropped

@@ -1,0 +1,85 @@
+"""What both runtimes play: buffers, kernels and the order to run them in.
+
+A `Plan` is target-free. Its kernels are specs; `model.wasm` and `kernels.wgsl.json` in a bundle
+hold the generated code for each of them, in the plan's order. Sizes are `Dim`s over the plan's
+symbols, evaluated by the runtime once per new set of input shapes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .codegen.dims import Dim
+from .codegen.spec import KernelSpec, Storage
+from .graph import DType, Shape
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A model input or output as the user sees it, and the buffer that holds it.
+
+    `dtype` is the user's; the buffer's elements are `storage` (int64 arrives range-checked as
+    int32, bool as 0/1 in int32, float16 widened to float32 unless stored as f16).
+    """
+
+    name: str
+    dtype: DType
+    shape: Shape
+    storage: Storage
+    buffer: int
+
+
+@dataclass(frozen=True, slots=True)
+class WeightBuffer:
+    """Constant bytes at `offset` of the weight space (all shards joined), 256-byte aligned."""
+
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotBuffer:
+    """Activation memory that lives as `slot`: buffers whose lives do not overlap share a slot.
+
+    Input and output ports have slots of their own.
+    """
+
+    slot: int
+    bytes: Dim
+
+
+Buffer = WeightBuffer | SlotBuffer
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One kernel call: buffer numbers in the spec's operand order, then the output's."""
+
+    kernel: int
+    operands: tuple[int, ...]
+    output: int
+    args: tuple[Dim, ...]
+    label: str
+    """For people: the nodes it came from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`slots` are sizes in bytes: the maximum over the buffers that share one.
+
+    `symbols` names what the input shapes bind: a Port's dim that is just a symbol binds it, and
+    every other dim is checked against its expression.
+    """
+
+    name: str
+    symbols: tuple[str, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    buffers: tuple[Buffer, ...]
+    slots: tuple[Dim, ...]
+    kernels: tuple[KernelSpec, ...]
+    steps: tuple[Step, ...]
+    weight_bytes: int
+    metadata: dict[str, str] = field(default_factory=dict)
