@@ -9,6 +9,7 @@ Content-Security-Policy, a sub-path to serve under, and no directory listings.
 from __future__ import annotations
 
 import errno
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -131,6 +132,16 @@ class _Handler(SimpleHTTPRequestHandler):
             self.log(f"{self.address_string()} {format % args}")
 
 
+class _Server(ThreadingHTTPServer):
+    """One thread per connection; a browser that hangs up is no error worth a traceback."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class SiteServer:
     """Serves the folder `site`; use it as a context manager, or call `serve_forever`.
 
@@ -164,14 +175,13 @@ class SiteServer:
         self.base = normal_base(base)
         handler = partial(_Handler, root=site.resolve(), base=self.base, headers=headers, log=log)
         try:
-            self._server = ThreadingHTTPServer((host, port), handler)
+            self._server = _Server((host, port), handler)
         except OverflowError:
             raise InputError(
                 "not a port number", where="--port", got=port, expected="0 to 65535"
             ) from None
         except OSError as error:
             raise _listen_error(error, host, port) from error
-        self._server.daemon_threads = True
         self._thread: threading.Thread | None = None
         self.host = host
         self.port = int(self._server.server_address[1])
