@@ -21,7 +21,9 @@ from .spec import FAMILIES, KernelSpec, View, family
 
 def spec_to_json(spec: KernelSpec) -> dict[str, Any]:
     """A JSON-ready dict; `spec_from_json` gives back an equal spec."""
-    scalars = [v for f in dataclasses.fields(spec) if isinstance(v := getattr(spec, f.name), Scalar)]
+    scalars = [
+        v for f in dataclasses.fields(spec) if isinstance(v := getattr(spec, f.name), Scalar)
+    ]
     nodes = {node: i for i, node in enumerate(sc.walk(scalars))}
     data: dict[str, Any] = {"family": family(spec), "nodes": [_node(n, nodes) for n in nodes]}
     for f in dataclasses.fields(spec):

@@ -14,9 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import Union
 
-DimJson = Union[int, str, list["DimJson"]]
+DimJson = int | str | list["DimJson"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,7 @@ class Call:
     args: tuple[Dim, ...]
 
 
-Atom = Union[str, Call]
+Atom = str | Call
 Monomial = tuple[Atom, ...]
 
 
@@ -82,7 +81,7 @@ class Expr:
         return dim_str(self)
 
 
-Dim = Union[int, Expr]
+Dim = int | Expr
 
 
 def symbol(name: str) -> Expr:
@@ -132,9 +131,9 @@ def _divide_exactly(a: Dim, b: Dim) -> Dim | None:
 
 
 def floordiv(a: Dim, b: Dim) -> Dim:
-    """Floor division. Dividing by a symbol that is zero at run time yields 0."""
+    """Floor division; x // 0 is 0, here and at run time (an empty tensor's stride, say)."""
     if isinstance(a, int) and isinstance(b, int):
-        return a // b
+        return a // b if b else 0
     exact = _divide_exactly(a, b)
     return exact if exact is not None else _call("//", a, b)
 
@@ -150,9 +149,9 @@ def align(a: Dim, multiple: int) -> Dim:
 
 
 def mod(a: Dim, b: Dim) -> Dim:
-    """Remainder with the sign of the divisor, as Python's."""
+    """Remainder with the sign of the divisor, as Python's; x % 0 is 0."""
     if isinstance(a, int) and isinstance(b, int):
-        return a % b
+        return a % b if b else 0
     return 0 if _divide_exactly(a, b) is not None else _call("%", a, b)
 
 

@@ -291,9 +291,9 @@ def _fold_int(op: Op, x: Scalar, y: Scalar) -> Scalar | None:
         return binary(op, y, x)
     if op in (Op.ADD, Op.SUB) and b == 0:
         return x
-    if op is Op.MUL and b == 1 or op is Op.UDIV and b == 1:
+    if (op is Op.MUL and b == 1) or (op is Op.UDIV and b == 1):
         return x
-    if op is Op.MUL and b == 0 or op is Op.UMOD and b == 1:
+    if (op is Op.MUL and b == 0) or (op is Op.UMOD and b == 1):
         return const(0, Type.I32)
     if op is Op.ADD and b is not None and x.op is Op.ADD and x.args[1].op is Op.CONST:
         return binary(Op.ADD, x.args[0], const(int(x.args[1].value or 0) + int(b), Type.I32))

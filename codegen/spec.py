@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Union
 
 from .dims import Dim
 from .scalar import Scalar, Type
@@ -217,7 +216,7 @@ class Attention:
     n_args: int = 0
 
 
-KernelSpec = Union[Map, Reduce, Row, Matmul, Conv, Attention]
+KernelSpec = Map | Reduce | Row | Matmul | Conv | Attention
 FAMILIES: dict[str, type[KernelSpec]] = {
     "map": Map,
     "reduce": Reduce,

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from pywebgpu.codegen.dims import Dim, evaluate as evaluate_dim
+from pywebgpu.codegen.dims import Dim
+from pywebgpu.codegen.dims import evaluate as evaluate_dim
 from pywebgpu.codegen.scalar import Op, Scalar, Type, walk
 from pywebgpu.codegen.spec import (
     PANEL,
