@@ -1,0 +1,151 @@
+"""The benchmark cases: single operators as small ONNX models, and whole models from the zoo.
+
+One definition serves our exporter and every peer, so that all run the same arithmetic on the same
+weights. Operator models take their left operand as input and hold the right one as a constant, as
+the layers of a network do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.models import zoo
+
+
+@dataclass(frozen=True)
+class Case:
+    """`make` writes the model to a path; `dims` binds its symbolic sizes; `flops` per run.
+
+    `op` describes a single-operator case to peers that do not read ONNX ({} for whole models);
+    `zoo` names the model of a whole-model case.
+    """
+
+    name: str
+    make: Callable[[Path], None]
+    dims: dict[str, int]
+    flops: float
+    op: dict[str, object] = field(default_factory=dict)
+    zoo: str = ""
+
+
+def _save(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, tuple[int, ...]],
+    output: tuple[str, tuple[int, ...]],
+    constants: dict[str, np.ndarray],
+) -> None:
+    graph = helper.make_graph(
+        nodes,
+        path.stem,
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()],
+        [helper.make_tensor_value_info(output[0], TensorProto.FLOAT, output[1])],
+        [numpy_helper.from_array(a, n) for n, a in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def _random(*shape: int) -> np.ndarray:
+    # A fixed seed, so that every peer multiplies the same numbers; scaled to keep outputs near 1.
+    fan_in = int(np.prod(shape[1:])) if len(shape) == 4 else shape[0]
+    generator = np.random.default_rng(7)
+    return (generator.standard_normal(shape) / np.sqrt(fan_in)).astype(np.float32)
+
+
+def matmul(m: int, k: int, n: int) -> Case:
+    """y = x @ W with x of m x k and constant W of k x n."""
+
+    def make(path: Path) -> None:
+        node = helper.make_node("MatMul", ["x", "w"], ["y"])
+        _save(path, [node], {"x": (m, k)}, ("y", (m, n)), {"w": _random(k, n)})
+
+    op = {"op": "matmul", "m": m, "k": k, "n": n}
+    return Case(f"matmul {m}x{k}x{n}", make, {}, 2.0 * m * k * n, op)
+
+
+def conv(
+    label: str, cin: int, cout: int, kernel: int, size: int, stride: int = 1, groups: int = 1
+) -> Case:
+    """Convolution with 'same' padding and bias, batch 1, NCHW as in every exported model."""
+    out = -(-size // stride)
+    pad = kernel // 2
+
+    def make(path: Path) -> None:
+        node = helper.make_node(
+            "Conv", ["x", "w", "b"], ["y"], kernel_shape=[kernel] * 2, strides=[stride] * 2,
+            pads=[pad] * 4, group=groups,
+        )  # fmt: skip
+        weights = {"w": _random(cout, cin // groups, kernel, kernel), "b": _random(cout)}
+        _save(path, [node], {"x": (1, cin, size, size)}, ("y", (1, cout, out, out)), weights)
+
+    flops = 2.0 * out * out * cout * (cin // groups) * kernel * kernel
+    op = {
+        "op": "depthwise" if groups == cin else "conv",
+        "cin": cin, "cout": cout, "kernel": kernel, "size": size, "stride": stride, "pad": pad,
+    }  # fmt: skip
+    return Case(label, make, {}, flops, op)
+
+
+def constants(path: Path) -> dict[str, np.ndarray]:
+    """The constants of an operator case's model, for peers that take them as tensors."""
+    return {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+
+
+OPERATORS: list[Case] = [
+    matmul(128, 384, 384),
+    matmul(128, 384, 1536),
+    matmul(128, 1536, 384),
+    matmul(128, 768, 3072),
+    matmul(1, 768, 3072),
+    matmul(512, 512, 512),
+    matmul(1024, 1024, 1024),
+    conv("conv 3x3 64->64 @56", 64, 64, 3, 56),
+    conv("conv 1x1 64->256 @56", 64, 256, 1, 56),
+    conv("depthwise 3x3 96 @112", 96, 96, 3, 112, groups=96),
+    conv("depthwise 3x3/2 96 @112", 96, 96, 3, 112, stride=2, groups=96),
+    conv("depthwise 5x5 96 @56", 96, 96, 5, 56, groups=96),
+]
+
+
+def _zoo(name: str, **dims: int) -> Case:
+    def make(path: Path) -> None:
+        path.write_bytes(zoo.path_of(name).read_bytes())
+
+    label = " ".join([name, *(f"{k}={v}" for k, v in dims.items())])
+    return Case(label, make, dims, 0.0, zoo=name)
+
+
+def models() -> list[Case]:
+    """Whole models; random weights except MiniLM's and the digits network's."""
+    return [
+        _zoo("digits", batch=1),
+        _zoo("minilm", batch=1, sequence=128),
+        _zoo("bert-base-2", batch=1, sequence=384),
+        _zoo("gpt2-2", batch=1, sequence=64),
+        _zoo("vit-tiny", batch=1),
+        _zoo("resnet50", batch=1),
+        _zoo("mobilenetv2", batch=1),
+        _zoo("mobilenetv3-small", batch=1),
+        _zoo("squeezenet", batch=1),
+    ]
+
+
+def feeds(case: Case, path: Path) -> dict[str, np.ndarray]:
+    """The inputs that every runtime gets: random, the same for all."""
+    if case.zoo:
+        return zoo.random_feeds(case.zoo, dims=case.dims)
+    generator = np.random.default_rng(11)
+    return {
+        port.name: generator.standard_normal(
+            [d.dim_value for d in port.type.tensor_type.shape.dim], dtype=np.float32
+        )
+        for port in onnx.load(path).graph.input
+    }

@@ -1,0 +1,190 @@
+// One case, several runtimes, alternating in one page. Python drives it through `window.bench`.
+//
+// A runtime is an object with `prepare(caseInfo)` and `run()`; `run` resolves when its output is
+// complete and in JavaScript's hands (or, for the GPU, provably computed). Every runtime's output
+// is compared with ours before any timing counts: a runtime that skips the work cannot win.
+
+/** @typedef {{name: string, dims: Record<string, number>, op: Record<string, any>, model: string,
+ *   bundle: string, constants: Record<string, {url: string, shape: number[]}>,
+ *   feeds: Record<string, {type: string, shape: number[], url: string}>}} CaseInfo */
+/** @typedef {{provider: "wasm"|"webgpu", threads: number, rounds: number, budgetMs: number,
+ *   runtimes: string[]}} Options */
+
+/** @param {string} url */
+const bytes = async (url) => (await fetch(url)).arrayBuffer();
+
+const ARRAYS = /** @type {Record<string, any>} */ ({
+  float32: Float32Array, int64: BigInt64Array, int32: Int32Array, uint8: Uint8Array,
+  bool: Uint8Array,
+});
+
+/** @param {CaseInfo} info */
+async function feedArrays(info) {
+  const out = /** @type {Record<string, {type: string, data: any, dims: number[]}>} */ ({});
+  for (const [name, feed] of Object.entries(info.feeds)) {
+    out[name] = { type: feed.type, data: new ARRAYS[feed.type](await bytes(feed.url)), dims: feed.shape };
+  }
+  return out;
+}
+
+class Ours {
+  /** @param {Options} options */
+  constructor(options) { this.options = options; }
+  /** @param {CaseInfo} info */
+  async prepare(info) {
+    const { InferenceSession, Tensor } = await import("../web/pywebgpu.js");
+    this.session = await InferenceSession.create(new URL(info.bundle, location.href).href, {
+      executionProviders: [this.options.provider], threads: this.options.threads,
+    });
+    this.feeds = /** @type {any} */ ({});
+    for (const [name, feed] of Object.entries(await feedArrays(info))) {
+      this.feeds[name] = new Tensor(feed.type, feed.data, feed.dims);
+    }
+    this.device = this.session.info;
+  }
+  async run() {
+    const out = await this.session.run(this.feeds);
+    return out[this.session.outputNames[0]].data;
+  }
+  async release() { await this.session.release(); }
+}
+
+class OrtWeb {
+  /** @param {Options} options */
+  constructor(options) { this.options = options; }
+  /** @param {CaseInfo} info */
+  async prepare(info) {
+    const file = this.options.provider === "wasm" ? "ort.wasm.min.mjs" : "ort.all.min.mjs";
+    this.ort = await import(`../peers/onnxruntime-web/${file}`);
+    this.ort.env.wasm.wasmPaths = new URL("../peers/onnxruntime-web/", location.href).href;
+    this.ort.env.wasm.numThreads = this.options.threads;
+    this.session = await this.ort.InferenceSession.create(new Uint8Array(await bytes(info.model)), {
+      executionProviders: [this.options.provider], graphOptimizationLevel: "all",
+    });
+    this.feeds = /** @type {any} */ ({});
+    for (const [name, feed] of Object.entries(await feedArrays(info))) {
+      this.feeds[name] = new this.ort.Tensor(feed.type, feed.data, feed.dims);
+    }
+  }
+  async run() {
+    const out = await this.session.run(this.feeds);
+    const first = out[this.session.outputNames[0]];
+    return first.getData ? await first.getData() : first.data;
+  }
+  async release() { await this.session.release(); }
+}
+
+// TF.js and XNNPACK below it are channels-last: its input and output are transposed outside the
+// timed part, as a page that stays in TF.js would hold them.
+class TfJs {
+  /** @param {Options} options */
+  constructor(options) { this.options = options; }
+  /** @param {CaseInfo} info */
+  async prepare(info) {
+    const tf = this.tf = /** @type {any} */ (globalThis).tf;
+    if (!info.op.op) throw new Error("no TF.js form of this case");
+    const backend = this.options.provider === "wasm" ? "wasm" : "webgpu";
+    if (backend === "wasm") {
+      tf.wasm.setWasmPaths(new URL("../peers/tfjs-backend-wasm/", location.href).href);
+      tf.wasm.setThreadsCount(this.options.threads);
+    }
+    await tf.setBackend(backend);
+    await tf.ready();
+    const feeds = await feedArrays(info);
+    const constant = async (/** @type {string} */ name) => tf.tensor(
+      new Float32Array(await bytes(info.constants[name].url)), info.constants[name].shape);
+    const x = tf.tensor(feeds.x.data, feeds.x.dims);
+    const w = await constant("w");
+    if (info.op.op === "matmul") {
+      this.compute = () => tf.matMul(x, w);
+      this.finish = (/** @type {any} */ y) => y;
+      return;
+    }
+    const b = await constant("b");
+    const nhwc = tf.transpose(x, [0, 2, 3, 1]);
+    const { stride, pad, op } = info.op;
+    const padding = [[0, 0], [pad, pad], [pad, pad], [0, 0]];
+    const [perm, kind] = op === "depthwise" ? [[2, 3, 0, 1], "depthwiseConv2d"] : [[2, 3, 1, 0], "conv2d"];
+    const filter = tf.transpose(w, perm);
+    this.compute = () => tf.fused[kind]({
+      x: nhwc, filter, strides: [stride, stride], pad: padding, dataFormat: "NHWC", bias: b,
+      dimRoundingMode: "floor",
+    });
+    this.finish = (/** @type {any} */ y) => tf.transpose(y, [0, 3, 1, 2]);
+  }
+  async run() {
+    const y = this.compute();
+    const data = await y.data();
+    y.dispose();
+    return data;
+  }
+  async result() {
+    const y = this.finish(this.compute());
+    return y.data();
+  }
+  async release() {}
+}
+
+const RUNTIMES = /** @type {Record<string, any>} */ ({ ours: Ours, ort: OrtWeb, tfjs: TfJs });
+
+/** @param {ArrayLike<number>} got @param {ArrayLike<number>} want */
+function relativeError(got, want) {
+  if (got.length !== want.length) return Infinity;
+  let scale = 0, worst = 0;
+  for (let i = 0; i < want.length; i++) {
+    scale = Math.max(scale, Math.abs(want[i]));
+    const d = Math.abs(got[i] - want[i]);
+    if (!(d <= worst)) worst = d; // a NaN sticks
+  }
+  return worst / scale;
+}
+
+/** @param {number[]} values */
+const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1];
+const pause = (/** @type {number} */ ms) => new Promise((done) => setTimeout(done, ms));
+
+/** @param {any} runtime @param {number} budgetMs */
+async function timeOne(runtime, budgetMs) {
+  const times = [];
+  const end = performance.now() + budgetMs;
+  do {
+    const start = performance.now();
+    await runtime.run();
+    times.push(performance.now() - start);
+  } while (performance.now() < end || times.length < 3);
+  return median(times);
+}
+
+/** @param {CaseInfo} info @param {Options} options */
+async function bench(info, options) {
+  const ready = /** @type {Record<string, any>} */ ({});
+  const errors = /** @type {Record<string, string>} */ ({});
+  const outputs = /** @type {Record<string, any>} */ ({});
+  for (const name of options.runtimes) {
+    try {
+      const runtime = new RUNTIMES[name](options);
+      await runtime.prepare(info);
+      outputs[name] = await (runtime.result ? runtime.result() : runtime.run());
+      ready[name] = runtime;
+    } catch (error) {
+      errors[name] = String(error);
+    }
+  }
+  const deviation = /** @type {Record<string, number>} */ ({});
+  const reference = outputs.ort ?? outputs.ours;
+  for (const name of Object.keys(ready)) deviation[name] = relativeError(outputs[name], reference);
+  // Warm-up apart from timing, each alone, until optimised code runs.
+  for (const runtime of Object.values(ready)) await timeOne(runtime, options.budgetMs);
+  const rounds = /** @type {Record<string, number[]>} */ ({});
+  for (let round = 0; round < options.rounds; round++) {
+    for (const [name, runtime] of Object.entries(ready)) {
+      await pause(20); // lets the other runtime's idle threads go to sleep
+      (rounds[name] ??= []).push(await timeOne(runtime, options.budgetMs));
+    }
+  }
+  const device = ready.ours?.device;
+  for (const runtime of Object.values(ready)) await runtime.release();
+  return { rounds, deviation, errors, device };
+}
+
+/** @type {any} */ (window).bench = bench;

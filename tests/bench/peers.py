@@ -1,0 +1,52 @@
+"""The runtimes we compare with, at fixed versions, from the npm registry."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+PACKAGES = {
+    "onnxruntime-web": "1.30.0",
+    "@tensorflow/tfjs": "4.22.0",
+    "@tensorflow/tfjs-backend-wasm": "4.22.0",
+    "@tensorflow/tfjs-backend-webgpu": "4.22.0",
+}
+# What of each package a page needs.
+_FILES = {
+    "onnxruntime-web": "*.*",
+    "@tensorflow/tfjs": "tf.min.js",
+    "@tensorflow/tfjs-backend-wasm": "tf*.[jw]*",
+    "@tensorflow/tfjs-backend-webgpu": "tf-backend-webgpu.min.js",
+}
+
+
+def install(folder: Path, packages: dict[str, str] = PACKAGES) -> Path:
+    """Install `packages` below `folder` (kept between runs); returns the node_modules folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = json.dumps({"private": True, "dependencies": packages}, indent=1)
+    manifest, modules = folder / "package.json", folder / "node_modules"
+    if modules.exists() and manifest.exists() and manifest.read_text() == wanted:
+        return modules
+    npm = shutil.which("npm")
+    if npm is None:
+        raise SystemExit("npm is needed to fetch the peers (apt-get install npm)")
+    manifest.write_text(wanted)
+    subprocess.run(
+        [npm, "install", "--no-audit", "--no-fund", "--silent", "--ignore-scripts"],
+        cwd=folder, check=True,
+    )  # fmt: skip
+    return modules
+
+
+def link(modules: Path, out: Path) -> None:
+    """The peers' browser files under `out`/<package without scope>/, hard-linked."""
+    for package, pattern in _FILES.items():
+        source = modules / package / "dist"
+        target = out / package.split("/")[-1]
+        target.mkdir(parents=True, exist_ok=True)
+        for file in source.glob(pattern):
+            if file.suffix != ".map" and not (target / file.name).exists():
+                os.link(file, target / file.name)
