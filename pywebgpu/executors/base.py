@@ -1,0 +1,209 @@
+"""What every executor does on the host, whatever the device: feeds in, sizes bound, results out.
+
+A feed is checked against its port, its dims bind the plan's symbols, its elements become what the
+kernels store (see `spec.Storage`); on the way back elements become what the user's dtype says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..codegen.dims import Dim, Expr, dim_str, evaluate
+from ..codegen.spec import Storage
+from ..errors import InputError
+from ..graph import DType
+from ..plan import Plan, Port, WeightBuffer
+
+Array = np.ndarray[Any, Any]
+Feeds = Mapping[str, Any]
+
+_STORAGE = {
+    Storage.F32: np.dtype(np.float32),
+    Storage.F16: np.dtype(np.float16),
+    Storage.I32: np.dtype(np.int32),
+}
+
+
+class Executor(Protocol):
+    """Runs one plan on one device. Not for use from several threads at once."""
+
+    provider: str
+    """"webgpu" or "wasm"."""
+
+    device: str
+    """For people: what it runs on."""
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """The named outputs (all by default), in that order.
+
+        Raises:
+            InputError: a feed has a wrong name, shape, dtype or value.
+            DeviceError: the device failed or has not enough memory.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give threads and memory back; the executor cannot be used afterwards."""
+        ...
+
+
+def storage_dtype(storage: Storage) -> np.dtype[Any]:
+    """How an element lies in a buffer."""
+    return _STORAGE[storage]
+
+
+def wanted_outputs(plan: Plan, names: Sequence[str] | None) -> list[Port]:
+    """The output ports of those names, in that order; all when `names` is None."""
+    ports = {port.name: port for port in plan.outputs}
+    if names is None:
+        return list(plan.outputs)
+    for name in names:
+        if name not in ports:
+            raise InputError("no such output", where=f"output {name!r}", expected=_names(ports))
+    return [ports[name] for name in names]
+
+
+def check_feeds(plan: Plan, feeds: Feeds) -> tuple[dict[str, Array], dict[str, int]]:
+    """(input name -> contiguous array of the port's storage type, symbol -> its value).
+
+    Raises:
+        InputError: a name, shape, dtype or value does not fit.
+    """
+    ports = {port.name: port for port in plan.inputs}
+    for name in feeds:
+        if name not in ports:
+            raise InputError("no such input", where=f"input {name!r}", expected=_names(ports))
+    missing = [name for name in ports if name not in feeds]
+    if missing:
+        raise InputError("is missing", where=f"input {missing[0]!r}", expected=_names(ports))
+    arrays = {name: _as_array(port, feeds[name]) for name, port in ports.items()}
+    symbols = bind_symbols(plan, {name: array.shape for name, array in arrays.items()})
+    return {name: to_storage(ports[name], array) for name, array in arrays.items()}, symbols
+
+
+def _names(names: Mapping[str, object]) -> str:
+    return ", ".join(map(repr, names)) or "none"
+
+
+def _as_array(port: Port, value: Any) -> Array:
+    if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
+        array = np.asarray(value)
+        if array.dtype != port.dtype.numpy:
+            raise InputError(
+                "wrong element type",
+                where=f"input {port.name!r}",
+                got=array.dtype,
+                expected=port.dtype.numpy,
+                remedy=f"Convert it with .astype({str(port.dtype.numpy)!r})",
+            )
+        return array
+    try:  # Lists and numbers have no dtype of their own.
+        return np.asarray(value, dtype=port.dtype.numpy)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"is not an array: {error}", where=f"input {port.name!r}", expected=port.dtype.numpy
+        ) from error
+
+
+def bind_symbols(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """What the shapes of the inputs make of the plan's symbols.
+
+    Raises:
+        InputError: a rank or a size differs from what the model says.
+    """
+    values: dict[str, int] = {}
+    for port in plan.inputs:
+        shape = shapes[port.name]
+        if len(shape) != len(port.shape):
+            raise _shape_error(port, shape, {})
+        for size, dim in zip(shape, port.shape, strict=True):
+            name = _symbol(dim)
+            if name is not None and values.setdefault(name, size) != size:
+                raise _shape_error(port, shape, values)
+    for port in plan.inputs:
+        shape = shapes[port.name]
+        try:
+            want = tuple(evaluate(dim, values) for dim in port.shape)
+        except KeyError as error:
+            raise InputError(
+                f"no input's shape tells the size {error.args[0]!r}", where=f"input {port.name!r}"
+            ) from error
+        if want != shape:
+            raise _shape_error(port, shape, values)
+    return values
+
+
+def _symbol(dim: Dim) -> str | None:
+    """The name, if `dim` is just a symbol."""
+    if isinstance(dim, Expr) and len(dim.terms) == 1:
+        monomial, coefficient = dim.terms[0]
+        if coefficient == 1 and len(monomial) == 1 and isinstance(monomial[0], str):
+            return monomial[0]
+    return None
+
+
+def _shape_error(port: Port, got: tuple[int, ...], values: Mapping[str, int]) -> InputError:
+    want = "[" + ", ".join(map(dim_str, port.shape)) + "]"
+    known = ", ".join(f"{k} = {v}" for k, v in values.items())
+    return InputError(
+        "wrong shape",
+        where=f"input {port.name!r}",
+        got=list(got),
+        expected=f"{want} with {known}" if known else want,
+    )
+
+
+def to_storage(port: Port, array: Array) -> Array:
+    """A contiguous array of the element type in which the port's buffer is stored.
+
+    Raises:
+        InputError: a value does not fit 32 bits.
+    """
+    dtype = _STORAGE[port.storage]
+    if port.storage is Storage.I32 and array.dtype.itemsize >= 4 and array.dtype != dtype:
+        low, high = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+        if array.size and (int(array.min()) < low or int(array.max()) > high):
+            worst = int(array.max()) if int(array.max()) > high else int(array.min())
+            raise InputError(
+                "a value does not fit 32 bits",
+                where=f"input {port.name!r}",
+                got=worst,
+                expected=f"{low}..{high}",
+                remedy="Integers are computed in 32 bits",
+            )
+    return np.ascontiguousarray(array, dtype=dtype)
+
+
+def from_storage(port: Port, elements: Array, symbols: Mapping[str, int]) -> Array:
+    """The port's array in the user's dtype and shape; `elements` holds its storage, flat.
+
+    Always a copy, so that the buffer can be reused.
+    """
+    shape = tuple(evaluate(dim, symbols) for dim in port.shape)
+    count = int(np.prod(shape, dtype=np.int64))
+    flat = elements.view(_STORAGE[port.storage])[:count].reshape(shape)
+    if port.dtype is DType.BOOL:
+        return flat != 0
+    return flat.astype(port.dtype.numpy, copy=True)
+
+
+def port_bytes(port: Port, symbols: Mapping[str, int]) -> int:
+    """Bytes of the port's elements in its buffer."""
+    count = port.storage.bytes
+    for dim in port.shape:
+        count *= evaluate(dim, symbols)
+    return count
+
+
+def slot_bytes(plan: Plan, symbols: Mapping[str, int]) -> list[int]:
+    """The size of each slot for these symbols."""
+    return [evaluate(size, symbols) for size in plan.slots]
+
+
+def constant_output(plan: Plan, port: Port) -> WeightBuffer | None:
+    """The weight an output is, when the model's answer does not depend on its inputs."""
+    buffer = plan.buffers[port.buffer]
+    return buffer if isinstance(buffer, WeightBuffer) else None
