@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from .codegen.dims import Dim
+from .codegen.dims import Atom, Dim
 from .codegen.spec import Storage
 
 INTERNAL = "pywebgpu"
+
+KNOWN_LIMIT = 4096
+"""Tensors of more elements are data, not shapes: their elements are not followed one by one."""
 
 
 class DType(enum.Enum):
@@ -80,6 +83,19 @@ class Node:
         return f"{self.op} '{label}'"
 
 
+@dataclass(frozen=True, slots=True)
+class SizeCheck:
+    """Two sizes that must be equal when the model runs, because the node at `where` needs it.
+
+    Inference assumes so (and writes one for the other); a runtime must verify it once per set of
+    input shapes, before it computes anything.
+    """
+
+    left: Dim
+    right: Dim
+    where: str
+
+
 @dataclass(slots=True)
 class Graph:
     """A model, or the body of one.
@@ -88,6 +104,11 @@ class Graph:
     values. `values` holds what is known of small integer tensors whose elements are expressions
     over symbols (shapes being computed): flat, row-major, one `Dim` per element.
     `opsets` maps a domain to the version its nodes follow.
+
+    A name in `values` that no node produces is a small tensor to be made of sizes, if anything
+    reads it as data (float tensors among them hold whole numbers).
+    `equal` is what inference has assumed about sizes: an atom and what to write for it; `checks`
+    is what a runtime must verify for that.
     """
 
     name: str
@@ -98,6 +119,8 @@ class Graph:
     constants: dict[str, np.ndarray[Any, Any]]
     opsets: dict[str, int]
     values: dict[str, tuple[Dim, ...]] = field(default_factory=dict)
+    equal: dict[Atom, Dim] = field(default_factory=dict)
+    checks: list[SizeCheck] = field(default_factory=list)
     _counter: int = 0
 
     def fresh(self, stem: str) -> str:
@@ -114,6 +137,15 @@ class Graph:
         self.constants[name] = array
         self.types[name] = TensorType(DType(str(array.dtype)), tuple(array.shape))
         return name
+
+    def known(self, name: str) -> tuple[Dim, ...] | None:
+        """The elements of an integer or boolean tensor, flat, where they are constants or sizes."""
+        if name in self.values:
+            return self.values[name]
+        array = self.constants.get(name)
+        if array is None or array.dtype.kind not in "iub" or array.size > KNOWN_LIMIT:
+            return None
+        return tuple(int(x) for x in array.ravel())
 
     def producers(self) -> dict[str, Node]:
         return {out: node for node in self.nodes for out in node.outputs if out}
@@ -139,8 +171,27 @@ class Graph:
         for node in reversed(self.nodes):
             if needed.intersection(out for out in node.outputs if out):
                 kept.append(node)
-                needed.update(name for name in node.inputs if name)
+                needed.update(outer_names(node))
         dropped = len(self.nodes) - len(kept)
         self.nodes = kept[::-1]
         self.constants = {k: v for k, v in self.constants.items() if k in needed}
         return dropped
+
+
+def subgraphs(node: Node) -> list[Graph]:
+    """The bodies among a node's attributes (If, Loop, Scan)."""
+    found = [value for value in node.attrs.values() if isinstance(value, Graph)]
+    for value in node.attrs.values():
+        if isinstance(value, list):
+            found += [item for item in value if isinstance(item, Graph)]
+    return found
+
+
+def outer_names(node: Node) -> list[str]:
+    """Every value that a node reads: its inputs, and what its bodies take from around them."""
+    names = dict.fromkeys(name for name in node.inputs if name)
+    for body in subgraphs(node):
+        own = {*body.inputs, *body.constants, *body.producers()}
+        read = [name for inner in body.nodes for name in outer_names(inner)] + body.outputs
+        names.update(dict.fromkeys(name for name in read if name not in own))
+    return list(names)
