@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -281,26 +282,33 @@ def main() -> None:
 
     path = HERE / "digits.onnx"
     whole = export(model, path)
-    # The first two of every class, right or wrong.
-    chosen = [int(i) for d in range(10) for i in (test_labels == d).nonzero().flatten()[:2]]
-    images, labels = test_images[chosen], test_labels[chosen]
     with torch.no_grad():
-        probabilities = whole(images)
-    check(path, images, probabilities)
+        probabilities = whole(test_images)
+    check(path, test_images, probabilities)
+    right = probabilities.argmax(1) == test_labels
+    # The first two of every class that are read right, and apart from them every one that is not.
+    chosen = [int(i) for d in range(10) for i in (right & (test_labels == d)).nonzero()[:2, 0]]
+    wrong = (~right).nonzero().flatten().tolist()
+
+    def listed(indices: list[int]) -> list[dict[str, Any]]:
+        return [
+            {
+                "label": int(test_labels[i]),
+                # The data set's own 0..16; the network reads them divided by 16.
+                "pixels": [int(v) for v in (test_images[i] * 16).round().flatten()],
+                "probabilities": [round(float(p), 6) for p in probabilities[i]],
+            }
+            for i in indices
+        ]
+
     samples = {
         "input": "image",
         "output": "probabilities",
         "shape": [1, 8, 8],
+        "held_out": len(test_labels),
         "accuracy": {"held_out": round(held_out, 4), "drawn": round(drawn, 4)},
-        "samples": [
-            {
-                "label": int(label),
-                # The data set's own 0..16; the network reads them divided by 16.
-                "pixels": [int(v) for v in (image * 16).round().flatten()],
-                "probabilities": [round(float(p), 6) for p in row],
-            }
-            for image, label, row in zip(images, labels, probabilities, strict=True)
-        ],
+        "samples": listed(chosen),
+        "mistakes": listed(wrong),
     }
     (HERE / "samples.json").write_text(json.dumps(samples) + "\n", encoding="utf-8")
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")

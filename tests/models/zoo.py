@@ -114,7 +114,8 @@ def random_feeds(name: str, *, seed: int = 0, dims: dict[str, int] | None = None
             lengths.flat[0] = shape[-1]
             feeds[value.name] = (np.arange(shape[-1]) < lengths[..., None]).astype(dtype)
         else:
-            feeds[value.name] = rng.integers(0, model.vocabulary.get(value.name, 2), shape, dtype=dtype)
+            high = model.vocabulary.get(value.name, 2)
+            feeds[value.name] = rng.integers(0, high, shape, dtype=dtype)
     return feeds
 
 
