@@ -1,5 +1,239 @@
-"""Command line of pywebgpu."""
+"""The `pywebgpu` command: one function per subcommand, each a thin layer over a library function.
+
+Library modules are imported inside the commands, so that `--help` and `serve` start at once and
+work without the packages that only the compiler needs.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import __version__
+from .console import human_ms, print_json, progress_bar, run_guarded
+from .errors import InputError
+
+app = typer.Typer(
+    name="pywebgpu",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; no progress bar.")]
+ModelArgument = Annotated[Path, typer.Argument(help="An ONNX file.")]
+
+
+class Provider(enum.StrEnum):
+    """Where a model runs."""
+
+    webgpu = "webgpu"
+    wasm = "wasm"
+
+
+class PyodideSource(enum.StrEnum):
+    """Where a built site gets Pyodide from."""
+
+    local = "local"
+    cdn = "cdn"
+    none = "none"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"pywebgpu {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Compile ONNX models into their own small runtimes for the browser.
+
+    \b
+    A first tour:
+      pywebgpu check model.onnx                what will run where, before anything is built
+      pywebgpu export model.onnx -o bundle     compile it
+      pywebgpu run bundle --provider wasm      run it here
+      pywebgpu site model.onnx -o site         a static site that answers in the browser
+      pywebgpu serve site                      look at it
+
+    Set PYWEBGPU_DEBUG=1 to see tracebacks.
+    """
 
 
 def main() -> None:
-    raise SystemExit("not here yet")
+    """Entry point of the `pywebgpu` script."""
+    sys.exit(run_guarded(app))
+
+
+def _existing(path: Path, what: str) -> Path:
+    """`path`, or a clear error when nothing is there."""
+    if not path.exists():
+        raise InputError(f"no such {what}", where=str(path), remedy="Check the path.")
+    return path
+
+
+def _parse_dims(options: list[str]) -> dict[str, int]:
+    """`NAME=N` options as a mapping."""
+    dims = {}
+    for option in options:
+        name, _, size = option.rpartition("=")
+        if not name or not size.isdecimal():
+            raise InputError(
+                "not a size", where=f"--dim {option}", expected="NAME=N with an integer N >= 0"
+            )
+        dims[name] = int(size)
+    return dims
+
+
+@app.command()
+def run(
+    model: Annotated[Path, typer.Argument(help="An ONNX file or a bundle.")],
+    provider: Annotated[
+        Provider, typer.Option(help="webgpu: this machine's GPU; wasm: its CPU.")
+    ] = Provider.wasm,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="onnxruntime",
+            help="Compare the outputs with native ONNX Runtime's on the same inputs.",
+        ),
+    ] = None,
+    dim: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=N", help="Size of a symbolic dimension; repeatable."),
+    ] = None,
+    feed: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE.npy", help="An input's values; repeatable."),
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Timed runs, after a first one.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed of the random inputs.")] = 0,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Write the outputs to this file.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Run a model on this machine, time it, and compare it with ONNX Runtime.
+
+    Inputs that are not given with --feed get random values that suit their type and name.
+
+    \b
+    Examples:
+      pywebgpu run model.onnx --provider webgpu --compare onnxruntime
+      pywebgpu run bundle --provider wasm --dim batch=1 --dim sequence=128 --json
+      pywebgpu run model.onnx --feed image=digit.npy --save outputs.npz
+    """
+    from .compare import run_model
+    from .feeds import load_feed
+
+    _existing(model, "model or bundle")
+    feeds = dict(load_feed(option) for option in feed or [])
+    with progress_bar(json) as progress:
+        report = run_model(
+            model,
+            provider=provider.value,
+            feeds=feeds,
+            dims=_parse_dims(dim or []),
+            compare=compare,
+            repeat=repeat,
+            seed=seed,
+            progress=progress,
+        )
+    if save is not None:
+        import numpy as np
+
+        with save.open("wb") as file:
+            np.savez(file, **report.values)
+    if json:
+        print_json(report.to_json())
+        return
+    print(f"{report.model} on {report.provider} ({report.device})")
+    for name, kind in report.inputs.items():
+        print(f"  input   {name}: {kind}")
+    for output in report.outputs:
+        print(f"  output  {output.name}: {output.dtype}{list(output.shape)}")
+    print(
+        f"  time    {human_ms(report.ms_median)} median of {report.repeat}, "
+        f"{human_ms(report.ms_first)} the first, {human_ms(report.ms_create)} to prepare"
+    )
+    if report.compared_with is not None:
+        if report.max_abs is None or report.max_rel_to_scale is None:
+            print(f"  WRONG   NaN or infinity where {report.compared_with} has none, or vice versa")
+        else:
+            print(
+                f"  differs from {report.compared_with} by at most {report.max_abs:.3g}, "
+                f"{report.max_rel_to_scale:.3g} of the output's scale"
+            )
+    if report.reference_ms_median is not None:
+        print(f"  ONNX Runtime itself takes {human_ms(report.reference_ms_median)} here")
+
+
+@app.command()
+def serve(
+    site: Annotated[Path, typer.Argument(help="A folder built with `site`.")],
+    port: Annotated[int, typer.Option(help="Port; 0 takes any free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    base: Annotated[str, typer.Option(metavar="/PATH/", help="Sub-path to serve under.")] = "/",
+    isolation: Annotated[
+        bool,
+        typer.Option(
+            help="Send the headers for cross-origin isolation, which WebAssembly threads need."
+        ),
+    ] = True,
+    csp: Annotated[
+        bool, typer.Option("--csp", help="Send a strict Content-Security-Policy.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Serve a built site on this machine, for looking at it. Stop with Ctrl-C.
+
+    Any static host serves a built site; nothing here is needed in production.
+
+    \b
+    Examples:
+      pywebgpu serve site
+      pywebgpu serve site --port 0 --csp --base /demo/
+      pywebgpu serve site --no-isolation        as on a host that cannot send headers
+    """
+    from .serve import STRICT_CSP, SiteServer
+
+    _existing(site, "site")
+    if not (site / "index.html").is_file():
+        raise InputError(
+            "is not a site: it has no index.html",
+            where=str(site),
+            remedy="Build one with `pywebgpu site MODEL.onnx -o SITE`.",
+        )
+    server = SiteServer(
+        site,
+        host=host,
+        port=port,
+        isolation=isolation,
+        csp=STRICT_CSP if csp else None,
+        base=base,
+        log=None if json else lambda line: print(line, file=sys.stderr),
+    )
+    if json:
+        print_json({"url": server.url, "isolated": isolation, "csp": STRICT_CSP if csp else None})
+    else:
+        print(f"Serving {site} at {server.url} (stop with Ctrl-C)", flush=True)
+        if host not in ("127.0.0.1", "localhost", "::1"):
+            print("Browsers offer WebGPU and threads only on localhost or https.", file=sys.stderr)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.close()
