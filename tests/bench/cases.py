@@ -131,10 +131,10 @@ def models() -> list[Case]:
         _zoo("bert-base-2", batch=1, sequence=384),
         _zoo("gpt2-2", batch=1, sequence=64),
         _zoo("vit-tiny", batch=1),
-        _zoo("resnet50", batch=1),
-        _zoo("mobilenetv2", batch=1),
-        _zoo("mobilenetv3-small", batch=1),
-        _zoo("squeezenet", batch=1),
+        _zoo("resnet-50", batch=1),
+        _zoo("mobilenet-v2", batch=1),
+        _zoo("mobilenet-v3-small", batch=1),
+        _zoo("squeezenet-1.1", batch=1),
     ]
 
 
