@@ -198,6 +198,11 @@ class Int(_Arithmetic):
 IntLike = int | Local | Int
 
 
+def _wrap(value: int) -> int:
+    """The signed number with the same low 32 bits."""
+    return (value + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
 def affine(value: _Arithmetic | int) -> Int:
     """`value` as an `Int`."""
     if isinstance(value, Int):
@@ -511,7 +516,7 @@ class Function:
         return total
 
     def _push_sum(self, value: Int) -> None:
-        constant = value.constant
+        constant = _wrap(value.constant)
         # Terms with a common factor are summed first and scaled once.
         scaled = {a: c for a, c in value.terms.items() if c not in (1, -1)}
         factor = math.gcd(*scaled.values()) if len(scaled) > 1 else 1
@@ -549,6 +554,7 @@ class Function:
                 self.i32_add()
 
     def _scale(self, c: int) -> None:
+        c = _wrap(c)
         if c == 1:
             return
         if c > 0 and c & (c - 1) == 0:

@@ -20,7 +20,7 @@ from ..plan import Plan, Port, WeightBuffer
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Any]
 
-_STORAGE = {
+_STORAGE: dict[Storage, Any] = {
     Storage.F32: np.dtype(np.float32),
     Storage.F16: np.dtype(np.float16),
     Storage.I32: np.dtype(np.int32),
@@ -52,7 +52,8 @@ class Executor(Protocol):
 
 def storage_dtype(storage: Storage) -> np.dtype[Any]:
     """How an element lies in a buffer."""
-    return _STORAGE[storage]
+    dtype: np.dtype[Any] = _STORAGE[storage]
+    return dtype
 
 
 def wanted_outputs(plan: Plan, names: Sequence[str] | None) -> list[Port]:
@@ -174,7 +175,8 @@ def to_storage(port: Port, array: Array) -> Array:
                 expected=f"{low}..{high}",
                 remedy="Integers are computed in 32 bits",
             )
-    return np.ascontiguousarray(array, dtype=dtype)
+    stored: Array = np.ascontiguousarray(array, dtype=dtype)
+    return stored
 
 
 def from_storage(port: Port, elements: Array, symbols: Mapping[str, int]) -> Array:
@@ -184,10 +186,10 @@ def from_storage(port: Port, elements: Array, symbols: Mapping[str, int]) -> Arr
     """
     shape = tuple(evaluate(dim, symbols) for dim in port.shape)
     count = int(np.prod(shape, dtype=np.int64))
-    flat = elements.view(_STORAGE[port.storage])[:count].reshape(shape)
-    if port.dtype is DType.BOOL:
-        return flat != 0
-    return flat.astype(port.dtype.numpy, copy=True)
+    flat: Array = elements.view(_STORAGE[port.storage])[:count].reshape(shape)
+    # != and astype both make a new array.
+    result: Array = flat != 0 if port.dtype is DType.BOOL else flat.astype(port.dtype.numpy)
+    return result
 
 
 def port_bytes(port: Port, symbols: Mapping[str, int]) -> int:
