@@ -1,0 +1,344 @@
+// A bundle's files: found, downloaded with progress, checked against the manifest's SHA-256, and
+// kept in the browser's Cache Storage under their content hash.
+
+import { BundleError } from "./errors.js";
+import { violation } from "./schema.js";
+
+/** @typedef {import("./dims.js").Dim} Dim */
+/** @typedef {import("./tensor.js").DataType} DataType */
+/** @typedef {import("./tensor.js").Storage} Storage */
+
+/**
+ * @typedef {object} Port
+ * @property {string} name
+ * @property {DataType} dtype
+ * @property {Dim[]} shape
+ * @property {Storage} storage
+ * @property {number} buffer
+ */
+/** @typedef {{weight: number, bytes: number}} WeightBuffer */
+/** @typedef {{slot: number, bytes: Dim}} SlotBuffer */
+/** @typedef {{kernel: number, operands: number[], output: number, args: Dim[], label: string}} Step */
+/** @typedef {{name: string, file: string, relaxed: boolean, threads: boolean}} Variant */
+/** @typedef {{slot: number} | {scratch: true} | {dim: Dim}} Param */
+/** @typedef {{code: number, bindings: [string, number][], grid: [Dim, Dim, Dim]}} Pass */
+/** @typedef {{passes: Pass[], scratch: Dim[], features: string[]}} GpuKernel */
+/**
+ * The parts of manifest.json that are played here; pywebgpu/manifest.schema.json is the contract.
+ * @typedef {object} Manifest
+ * @property {number} format_version
+ * @property {string} name
+ * @property {string[]} symbols
+ * @property {Port[]} inputs
+ * @property {Port[]} outputs
+ * @property {(WeightBuffer | SlotBuffer)[]} buffers
+ * @property {Dim[]} slots
+ * @property {{bytes: number, shards: string[]}} weights
+ * @property {Step[]} steps
+ * @property {{variants: Variant[], params: Param[], weights_base: number, scratch_per_thread: Dim}} wasm
+ * @property {{file: string, kernels: GpuKernel[]}} webgpu
+ * @property {Record<string, {bytes: number, sha256: string}>} files
+ * @property {Record<string, string>} metadata
+ */
+/**
+ * @typedef {object} Progress
+ * @property {string} file the file that these bytes belong to
+ * @property {number} loaded bytes that have arrived, of all files
+ * @property {number} total bytes of all files that are needed
+ * @property {number} fileLoaded
+ * @property {number} fileTotal
+ */
+/** @typedef {(progress: Progress) => void} OnProgress */
+/** @typedef {{feature: string, reason: string}} Unavailable */
+
+const FORMAT_VERSION = 1;
+const CACHE = "pywebgpu";
+const SCHEMA_URL = new URL("./manifest.schema.json", import.meta.url);
+
+const REDO = "Export the model again and upload the whole folder.";
+
+export class Bundle {
+  /**
+   * @param {string} url of the bundle's folder, with a trailing slash
+   * @param {Manifest} manifest
+   * @param {{onProgress?: OnProgress, signal?: AbortSignal}} options
+   */
+  constructor(url, manifest, { onProgress, signal }) {
+    this.url = url;
+    this.manifest = manifest;
+    this.onProgress = onProgress;
+    this.signal = signal;
+    /** @type {Unavailable[]} */
+    this.unavailable = [];
+    this.total = 0;
+    this.loaded = 0;
+    if (!globalThis.crypto?.subtle) {
+      this.unavailable.push({
+        feature: "hash check",
+        reason: "the page is not a secure context: files are taken as they come. Serve over HTTPS",
+      });
+    }
+    /** @type {Promise<Cache | null>} */
+    this.cache = openCache(this.unavailable);
+  }
+
+  /**
+   * Fetch and check the manifest; no other file is touched yet.
+   * @param {string | URL} location the bundle's folder, or its manifest.json
+   * @param {{onProgress?: OnProgress, signal?: AbortSignal}} options
+   */
+  static async open(location, options) {
+    const url = folder(location);
+    const where = `${url}manifest.json`;
+    // The manifest names the other files' contents, so an old copy of it must never be used.
+    const [manifest, schema] = await Promise.all([
+      fetchJson(where, "no-cache", options.signal, "Check the URL of the bundle."),
+      fetchJson(SCHEMA_URL.href, "default", options.signal, "Copy the runtime's files together."),
+    ]);
+    if (manifest?.format_version !== FORMAT_VERSION) {
+      throw new BundleError("this runtime reads another version of the format", {
+        where,
+        got: `format_version ${JSON.stringify(manifest?.format_version)}`,
+        expected: FORMAT_VERSION,
+        remedy: "Export the model with the pywebgpu that this runtime came with.",
+      });
+    }
+    const wrong = violation(manifest, schema);
+    if (wrong !== null) {
+      throw new BundleError(`the manifest is not well-formed: ${wrong}`, { where, remedy: REDO });
+    }
+    return new Bundle(url, manifest, options);
+  }
+
+  /**
+   * Announce which files will be read, so that progress can be told as a part of the whole.
+   * @param {string[]} names
+   */
+  expect(names) {
+    this.loaded = 0;
+    this.total = names.reduce((sum, name) => sum + this.entry(name).bytes, 0);
+  }
+
+  /** @param {string} name */
+  entry(name) {
+    const entry = this.manifest.files[name];
+    if (entry) return entry;
+    throw new BundleError("the manifest does not list this file", {
+      where: this.url + name,
+      remedy: REDO,
+    });
+  }
+
+  /**
+   * The content of a file, from the cache or the network, verified.
+   * @param {string} name
+   * @returns {Promise<Uint8Array<ArrayBuffer>>}
+   */
+  async read(name) {
+    const { sha256, bytes } = this.entry(name);
+    const cache = await this.cache;
+    const key = new URL(`/pywebgpu-cache/${sha256}`, this.url).href;
+    const hit = await cache?.match(key);
+    if (hit) {
+      const data = new Uint8Array(await hit.arrayBuffer());
+      if (await this.intact(data, sha256)) {
+        this.progress(name, bytes, bytes, bytes);
+        return data;
+      }
+      await cache?.delete(key);
+    }
+    let data = await this.download(name, "default");
+    if (!(await this.intact(data, sha256))) {
+      // The HTTP cache may hold a file of the same name from before a new upload: ask the server.
+      this.loaded -= bytes;
+      data = await this.download(name, "reload");
+      if (!(await this.intact(data, sha256))) {
+        throw new BundleError("the content is not what was exported: its SHA-256 differs", {
+          where: this.url + name,
+          got: await digest(data),
+          expected: sha256,
+          remedy: REDO,
+        });
+      }
+    }
+    // Not awaited: the answer does not depend on it, and a full disk must not fail the session.
+    cache?.put(key, new Response(data)).catch(() => {});
+    return data;
+  }
+
+  /** @param {string} name */
+  async json(name) {
+    return JSON.parse(new TextDecoder().decode(await this.read(name)));
+  }
+
+  /**
+   * The weight space, shard by shard as each arrives; `take` gets its bytes and their offset.
+   * @param {(data: Uint8Array<ArrayBuffer>, offset: number) => void | Promise<void>} take
+   */
+  async weights(take) {
+    const { shards, bytes } = this.manifest.weights;
+    const sizes = shards.map((name) => this.entry(name).bytes);
+    const sum = sizes.reduce((a, b) => a + b, 0);
+    if (sum !== bytes) {
+      throw new BundleError("the shards do not add up to the weights", {
+        where: `${this.url}manifest.json`,
+        got: `${sum} bytes`,
+        expected: `${bytes} bytes`,
+        remedy: REDO,
+      });
+    }
+    // Two at a time: one can be hashed while the next arrives, and no more than two are in memory.
+    let next = 0;
+    const lane = async () => {
+      while (next < shards.length) {
+        const i = next++;
+        const offset = sizes.slice(0, i).reduce((a, b) => a + b, 0);
+        await take(await this.read(shards[i]), offset);
+      }
+    };
+    await Promise.all([lane(), lane()]);
+  }
+
+  /**
+   * @param {string} name
+   * @param {RequestCache} mode
+   */
+  async download(name, mode) {
+    const where = this.url + name;
+    const { bytes } = this.entry(name);
+    const response = await get(where, mode, this.signal, REDO);
+    const data = new Uint8Array(bytes);
+    let got = 0;
+    try {
+      const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
+      for (;;) {
+        const { done, value } = await reader.read();
+        if (done) break;
+        if (got + value.length > bytes) {
+          await reader.cancel();
+          got += value.length;
+          break;
+        }
+        data.set(value, got);
+        got += value.length;
+        this.progress(name, value.length, got, bytes);
+      }
+    } catch (error) {
+      this.signal?.throwIfAborted();
+      throw new BundleError("the download broke off", {
+        where,
+        got: `${got} bytes`,
+        expected: `${bytes} bytes`,
+        remedy: "Check the connection and try again.",
+        cause: error,
+      });
+    }
+    if (got !== bytes) {
+      throw new BundleError("the file's size is not what was exported", {
+        where,
+        got: `${got > bytes ? "more than " + bytes : got} bytes`,
+        expected: `${bytes} bytes`,
+        remedy: REDO,
+      });
+    }
+    return data;
+  }
+
+  /**
+   * @param {string} file
+   * @param {number} more
+   * @param {number} fileLoaded
+   * @param {number} fileTotal
+   */
+  progress(file, more, fileLoaded, fileTotal) {
+    this.loaded += more;
+    this.onProgress?.({ file, loaded: this.loaded, total: this.total, fileLoaded, fileTotal });
+  }
+
+  /**
+   * @param {Uint8Array<ArrayBuffer>} data
+   * @param {string} sha256
+   */
+  async intact(data, sha256) {
+    return !globalThis.crypto?.subtle || (await digest(data)) === sha256;
+  }
+}
+
+/** Forget every file that bundles of this origin have left in Cache Storage. */
+export async function clearCache() {
+  return "caches" in globalThis && caches.delete(CACHE);
+}
+
+/** @param {string | URL} location */
+function folder(location) {
+  const base = globalThis.document?.baseURI ?? globalThis.location.href;
+  const url = new URL(location, base);
+  url.hash = url.search = "";
+  if (url.pathname.endsWith("/manifest.json")) return new URL(".", url).href;
+  return url.href.endsWith("/") ? url.href : `${url.href}/`;
+}
+
+/**
+ * @param {Unavailable[]} unavailable
+ * @returns {Promise<Cache | null>}
+ */
+async function openCache(unavailable) {
+  try {
+    return await caches.open(CACHE);
+  } catch (error) {
+    const reason = "caches" in globalThis ? String(error) : "the page is not a secure context";
+    unavailable.push({ feature: "cache", reason });
+    return null;
+  }
+}
+
+/** @param {Uint8Array<ArrayBuffer>} data */
+async function digest(data) {
+  const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", data));
+  return Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/**
+ * @param {string} where
+ * @param {RequestCache} cache
+ * @param {AbortSignal | undefined} signal
+ * @param {string} remedy
+ */
+async function get(where, cache, signal, remedy) {
+  let response;
+  try {
+    response = await fetch(where, { cache, signal });
+  } catch (error) {
+    signal?.throwIfAborted();
+    throw new BundleError("the file could not be fetched", {
+      where,
+      got: error,
+      remedy: "Check the connection, the URL and the server's CORS headers.",
+      cause: error,
+    });
+  }
+  if (response.ok) return response;
+  throw new BundleError("the server does not give the file", {
+    where,
+    got: `HTTP status ${response.status}`,
+    expected: "200",
+    remedy,
+  });
+}
+
+/**
+ * @param {string} where
+ * @param {RequestCache} cache
+ * @param {AbortSignal | undefined} signal
+ * @param {string} remedy
+ */
+async function fetchJson(where, cache, signal, remedy) {
+  const response = await get(where, cache, signal, remedy);
+  try {
+    return await response.json();
+  } catch (error) {
+    signal?.throwIfAborted();
+    // Hosts of single-page apps answer with their home page where a file is missing.
+    throw new BundleError("the file is not JSON", { where, got: error, remedy, cause: error });
+  }
+}

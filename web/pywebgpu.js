@@ -1,0 +1,10 @@
+// The runtime's entry point: everything that a page needs to run a bundle.
+//
+//   import { InferenceSession, Tensor } from "./pywebgpu.js";
+//   const session = await InferenceSession.create("models/digits/");
+//   const { probabilities } = await session.run({ image: new Tensor("float32", pixels, [1, 64]) });
+
+export { clearCache } from "./bundle.js";
+export { BundleError, DeviceError, InputError, PywebgpuError } from "./errors.js";
+export { InferenceSession } from "./session.js";
+export { Tensor } from "./tensor.js";

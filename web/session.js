@@ -1,0 +1,239 @@
+// InferenceSession: a bundle on the first of the caller's providers that works here.
+
+import { Bundle } from "./bundle.js";
+import { DeviceError, InputError } from "./errors.js";
+import { bind, frame, keyOf, text } from "./shapes.js";
+import { pack, unpack } from "./tensor.js";
+import { WasmHost } from "./wasm.js";
+import { GpuHost } from "./webgpu.js";
+
+/** @typedef {import("./bundle.js").Manifest} Manifest */
+/** @typedef {import("./bundle.js").OnProgress} OnProgress */
+/** @typedef {import("./bundle.js").Port} Port */
+/** @typedef {import("./bundle.js").Unavailable} Unavailable */
+/** @typedef {import("./shapes.js").Frame} Frame */
+/** @typedef {import("./tensor.js").Tensor} Tensor */
+
+/**
+ * @typedef {object} Options
+ * @property {("webgpu" | "wasm")[]} [executionProviders] tried in this order
+ * @property {OnProgress} [onProgress]
+ * @property {AbortSignal} [signal] gives up the download
+ * @property {GPUDevice} [device] to use instead of asking for one
+ * @property {number} [threads] for wasm; by default one per processor, at most 8
+ * @property {boolean} [warmup] run on zeros while weights arrive, so that the first run is as
+ *   quick as the later ones (default true)
+ */
+/** @typedef {WasmHost | GpuHost} Host */
+
+/** @type {Record<string, new (options: Options) => Host>} */
+const HOSTS = { webgpu: GpuHost, wasm: WasmHost };
+const FRAMES = 64;
+
+export class InferenceSession {
+  /** @type {Host} */
+  #host;
+  #bundle;
+  #options;
+  #unavailable;
+  /** @type {Map<string, Frame>} */
+  #frames = new Map();
+  #released = false;
+  /** @type {Promise<void> | null} */
+  #rebuilding = null;
+
+  /**
+   * Not for callers: see `create`.
+   * @param {Host} host
+   * @param {Bundle} bundle
+   * @param {Options} options
+   * @param {Unavailable[]} unavailable
+   */
+  constructor(host, bundle, options, unavailable) {
+    this.#host = host;
+    this.#bundle = bundle;
+    this.#options = options;
+    this.#unavailable = unavailable;
+  }
+
+  /**
+   * @param {string | URL} url the bundle's folder; relative to the page
+   * @param {Options} [options]
+   * @returns {Promise<InferenceSession>}
+   */
+  static async create(url, options = {}) {
+    const providers = options.executionProviders ?? ["webgpu", "wasm"];
+    const strange = providers.find((name) => !Object.hasOwn(HOSTS, name));
+    if (strange !== undefined || !providers.length) {
+      throw new InputError("no such execution provider", {
+        where: "executionProviders",
+        got: strange ?? "an empty list",
+        expected: Object.keys(HOSTS).join(", "),
+      });
+    }
+    options.signal?.throwIfAborted();
+    // The first provider prepares while the manifest travels.
+    let host = new HOSTS[providers[0]](options);
+    try {
+      const bundle = await Bundle.open(url, options);
+      /** @type {Unavailable[]} */
+      const unavailable = [];
+      for (const [i, name] of providers.entries()) {
+        if (i > 0) host = new HOSTS[name](options);
+        try {
+          const loaded = /** @type {Promise<unknown>} */ (host.load(bundle, unavailable));
+          await abortable(loaded, options.signal);
+          return new InferenceSession(host, bundle, options, unavailable);
+        } catch (error) {
+          host.release();
+          if (!(error instanceof DeviceError)) throw error;
+          if (providers.length === 1) throw error;
+          unavailable.push({ feature: name, reason: error.message });
+        }
+      }
+      throw new DeviceError("none of the execution providers works here", {
+        where: "executionProviders",
+        got: unavailable.map(({ feature, reason }) => `${feature}: ${reason}`).join("; "),
+      });
+    } catch (error) {
+      host.release();
+      throw error;
+    }
+  }
+
+  /**
+   * The model's outputs for these inputs. After a GPU device was lost the session opens another
+   * one, loads the bundle again (from the cache where there is one) and repeats the run, once.
+   * @param {Record<string, Tensor>} feeds
+   * @param {{signal?: AbortSignal}} [options] the signal rejects the promise; work that has begun
+   *   is finished in the background
+   * @returns {Promise<Record<string, Tensor>>}
+   */
+  async run(feeds, { signal } = {}) {
+    signal?.throwIfAborted();
+    const { manifest } = this.#bundle;
+    const run = this.#frame(feeds);
+    const inputs = manifest.inputs.map((port) =>
+      pack(feeds[port.name], port.storage, `input "${port.name}"`),
+    );
+    const outputs = await abortable(this.#play(run, inputs), signal);
+    return Object.fromEntries(
+      manifest.outputs.map((port, i) => [
+        port.name,
+        unpack(outputs[i], port.storage, port.dtype, run.shapes[i]),
+      ]),
+    );
+  }
+
+  /**
+   * @param {Frame} run
+   * @param {import("./wasm.js").Packed[]} inputs
+   */
+  async #play(run, inputs) {
+    try {
+      return await this.#host.run(run, inputs);
+    } catch (error) {
+      if (this.#released || !this.#isLost()) throw error;
+      this.#rebuilding ??= this.#rebuild().finally(() => (this.#rebuilding = null));
+      await this.#rebuilding;
+      return this.#host.run(run, inputs);
+    }
+  }
+
+  #isLost() {
+    return this.#host instanceof GpuHost && this.#host.lost !== null && !this.#options.device;
+  }
+
+  async #rebuild() {
+    // Several runs may have failed with one device: the first to come here replaces it for all.
+    if (!this.#isLost()) return;
+    const host = new GpuHost(this.#options);
+    this.#bundle.signal = undefined;
+    try {
+      await host.load(this.#bundle);
+    } catch (error) {
+      host.release();
+      throw error;
+    }
+    this.#host.release();
+    this.#host = host;
+    if (this.#released) host.release();
+  }
+
+  /** @param {Record<string, Tensor>} feeds */
+  #frame(feeds) {
+    const { manifest } = this.#bundle;
+    const sizes = bind(manifest, feeds);
+    const key = keyOf(manifest, sizes);
+    let run = this.#frames.get(key);
+    if (!run) {
+      if (this.#frames.size >= FRAMES) this.#frames.clear();
+      run = frame(manifest, sizes);
+      this.#frames.set(key, run);
+    }
+    return run;
+  }
+
+  get inputNames() {
+    return this.#bundle.manifest.inputs.map((port) => port.name);
+  }
+
+  get outputNames() {
+    return this.#bundle.manifest.outputs.map((port) => port.name);
+  }
+
+  get inputMetadata() {
+    return this.#bundle.manifest.inputs.map(metadata);
+  }
+
+  get outputMetadata() {
+    return this.#bundle.manifest.outputs.map(metadata);
+  }
+
+  get provider() {
+    return this.#host.provider;
+  }
+
+  /** The GPU device in use, to share or to watch; null on wasm. */
+  get device() {
+    return this.#host.gpuDevice;
+  }
+
+  /** What runs where, and what could not be used here and why. */
+  get info() {
+    const { provider, device, threads, variant } = this.#host;
+    const unavailable = [...this.#unavailable, ...this.#bundle.unavailable];
+    return { provider, device, threads, variant, unavailable };
+  }
+
+  /** Frees workers, memory and the GPU device (not a given one). Later runs reject. */
+  release() {
+    this.#released = true;
+    this.#host.release();
+  }
+}
+
+/** @param {Port} port */
+const metadata = ({ name, dtype, shape }) => ({
+  name,
+  type: dtype,
+  shape: shape.map((dim) => (typeof dim === "number" ? dim : text(dim))),
+});
+
+/**
+ * `work`, or a rejection as soon as `signal` fires.
+ * @template T
+ * @param {Promise<T>} work
+ * @param {AbortSignal} [signal]
+ * @returns {Promise<T>}
+ */
+function abortable(work, signal) {
+  if (!signal) return work;
+  /** @type {() => void} */
+  let stop = () => {};
+  const aborted = new Promise((_, reject) => {
+    stop = () => reject(signal.reason);
+    signal.addEventListener("abort", stop);
+  });
+  return Promise.race([work, aborted]).finally(() => signal.removeEventListener("abort", stop));
+}

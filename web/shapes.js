@@ -1,0 +1,132 @@
+// From feeds to sizes: checks what the caller gave against the model's inputs, binds the symbols,
+// and evaluates every size that depends on them. Done once per set of shapes.
+
+import { evaluate, product } from "./dims.js";
+import { InputError } from "./errors.js";
+import { ELEMENT_BYTES, Tensor } from "./tensor.js";
+
+/** @typedef {import("./dims.js").Dim} Dim */
+/** @typedef {import("./dims.js").Sizes} Sizes */
+/** @typedef {import("./bundle.js").Manifest} Manifest */
+/** @typedef {import("./bundle.js").Port} Port */
+
+/**
+ * Everything about a run that follows from the shapes of its inputs.
+ * @typedef {object} Frame
+ * @property {string} key equal for equal sizes
+ * @property {Sizes} sizes
+ * @property {number[]} bufferBytes per buffer of the plan
+ * @property {number[]} slotBytes per slot
+ * @property {number[][]} shapes of the outputs
+ */
+
+/**
+ * What the symbols stand for, given these feeds.
+ * @param {Manifest} manifest
+ * @param {Record<string, Tensor>} feeds
+ * @returns {Sizes}
+ */
+export function bind(manifest, feeds) {
+  const names = manifest.inputs.map((port) => port.name);
+  const unknown = Object.keys(feeds).find((name) => !names.includes(name));
+  if (unknown !== undefined) {
+    throw new InputError("the model has no such input", {
+      where: "run",
+      got: `"${unknown}"`,
+      expected: names.map((name) => `"${name}"`).join(", "),
+    });
+  }
+  /** @type {Sizes} */
+  const sizes = new Map();
+  // Symbols first: a dim that is an expression may stand before the input that binds its symbol.
+  for (const port of manifest.inputs) {
+    const { dims } = checked(port, feeds[port.name]);
+    port.shape.forEach((dim, i) => {
+      if (typeof dim === "string" && !sizes.has(dim)) sizes.set(dim, dims[i]);
+    });
+  }
+  for (const port of manifest.inputs) {
+    const { dims } = feeds[port.name];
+    const expected = port.shape.map((dim) => evaluate(dim, sizes));
+    if (expected.some((size, i) => size !== dims[i])) {
+      throw new InputError("the shape does not fit", {
+        where: `input "${port.name}"`,
+        got: `[${dims.join(", ")}]`,
+        expected: `[${port.shape.map(text).join(", ")}]${note(sizes)}`,
+      });
+    }
+  }
+  return sizes;
+}
+
+/**
+ * @param {Port} port
+ * @param {Tensor | undefined} tensor
+ */
+function checked(port, tensor) {
+  const where = `input "${port.name}"`;
+  const wanted = `${port.dtype}[${port.shape.map(text).join(", ")}]`;
+  if (!(tensor instanceof Tensor)) {
+    throw new InputError(tensor === undefined ? "missing" : "not a Tensor", {
+      where,
+      got: tensor === undefined ? undefined : typeof tensor,
+      expected: `a Tensor ${wanted}`,
+    });
+  }
+  if (tensor.type !== port.dtype) {
+    throw new InputError("wrong element type", { where, got: tensor.type, expected: port.dtype });
+  }
+  if (tensor.dims.length !== port.shape.length) {
+    throw new InputError("wrong number of dimensions", {
+      where,
+      got: `[${tensor.dims.join(", ")}]`,
+      expected: wanted,
+    });
+  }
+  return tensor;
+}
+
+/**
+ * @param {Manifest} manifest
+ * @param {Sizes} sizes
+ * @returns {Frame}
+ */
+export function frame(manifest, sizes) {
+  const at = (/** @type {Dim} */ dim) => evaluate(dim, sizes);
+  return {
+    key: keyOf(manifest, sizes),
+    sizes,
+    bufferBytes: manifest.buffers.map((buffer) => at(buffer.bytes)),
+    slotBytes: manifest.slots.map(at),
+    shapes: manifest.outputs.map((port) => port.shape.map(at)),
+  };
+}
+
+/**
+ * @param {Manifest} manifest
+ * @param {Sizes} sizes
+ */
+export const keyOf = (manifest, sizes) => manifest.symbols.map((s) => sizes.get(s)).join(",");
+
+/**
+ * Bytes of output number `i`, without the padding of its buffer.
+ * @param {Manifest} manifest
+ * @param {Frame} run
+ * @param {number} i
+ */
+export const outputBytes = (manifest, run, i) =>
+  product(run.shapes[i]) * ELEMENT_BYTES[manifest.outputs[i].storage];
+
+/** For people. @param {Dim} dim @returns {string} */
+export function text(dim) {
+  if (!Array.isArray(dim)) return String(dim);
+  const [op, ...args] = dim;
+  if (op === "min" || op === "max") return `${op}(${args.map(text).join(", ")})`;
+  return `(${args.map(text).join(` ${op} `)})`;
+}
+
+/** @param {Sizes} sizes */
+function note(sizes) {
+  const bound = [...sizes].map(([name, size]) => `${name} = ${size}`);
+  return bound.length ? ` with ${bound.join(", ")}` : "";
+}

@@ -1,0 +1,214 @@
+// What callers hand in and get back, and how its elements change on the way into a buffer: kernels
+// hold f32, i32 or f16 only (pywebgpu.codegen.spec.Storage), users speak in ONNX's types.
+
+import { product } from "./dims.js";
+import { InputError } from "./errors.js";
+
+/**
+ * @typedef {"float32" | "float16" | "float64" | "bfloat16" | "int64" | "int32" | "int16" | "int8"
+ *   | "uint64" | "uint32" | "uint16" | "uint8" | "bool"} DataType
+ */
+/** @typedef {"f32" | "i32" | "f16"} Storage */
+/**
+ * @typedef {Float32Array | Float64Array | Int8Array | Uint8Array | Uint8ClampedArray | Int16Array
+ *   | Uint16Array | Int32Array | Uint32Array | BigInt64Array | BigUint64Array} TypedArray
+ */
+
+// Not in every browser yet; without it, float16 data are bits in a Uint16Array.
+const Float16 = /** @type {any} */ (globalThis).Float16Array;
+
+/**
+ * The array that outputs of a type come in; inputs may also come in those of ACCEPTED.
+ * @type {Record<DataType, any>}
+ */
+const ARRAYS = {
+  float32: Float32Array,
+  float16: Float16 ?? Uint16Array,
+  float64: Float64Array,
+  bfloat16: Float32Array,
+  int64: BigInt64Array,
+  int32: Int32Array,
+  int16: Int16Array,
+  int8: Int8Array,
+  uint64: BigUint64Array,
+  uint32: Uint32Array,
+  uint16: Uint16Array,
+  uint8: Uint8Array,
+  bool: Uint8Array,
+};
+
+/** @type {Partial<Record<DataType, any[]>>} */
+const ACCEPTED = {
+  float16: [Uint16Array],
+  int64: [Int32Array],
+  uint64: [Uint32Array],
+  uint8: [Uint8ClampedArray],
+};
+
+/** An n-dimensional array: `data` in row-major order, `dims` its shape. */
+export class Tensor {
+  /**
+   * @param {DataType} type ONNX's name of the element type
+   * @param {TypedArray | ArrayLike<number | bigint | boolean>} data a typed array is kept, not copied
+   * @param {readonly number[]} [dims] by default one dimension, as long as the data
+   */
+  constructor(type, data, dims = [data.length]) {
+    const kind = ARRAYS[type];
+    if (!kind) {
+      throw new InputError("unknown element type", {
+        where: "new Tensor",
+        got: type,
+        expected: Object.keys(ARRAYS).join(", "),
+      });
+    }
+    if (!ArrayBuffer.isView(data)) {
+      data = fromList(kind, data);
+    } else if (![kind, ...(ACCEPTED[type] ?? [])].some((k) => data instanceof k)) {
+      throw new InputError("the array's type does not fit the element type", {
+        where: `new Tensor("${type}")`,
+        got: data.constructor.name,
+        expected: [kind, ...(ACCEPTED[type] ?? [])].map((k) => k.name).join(" or "),
+      });
+    }
+    if (dims.some((d) => !Number.isInteger(d) || d < 0) || product(dims) !== data.length) {
+      throw new InputError("the shape does not fit the data", {
+        where: `new Tensor("${type}")`,
+        got: `${data.length} elements for [${dims.join(", ")}]`,
+        expected: "as many elements as the product of the shape",
+      });
+    }
+    /** @readonly */
+    this.type = type;
+    /** @readonly @type {any} */
+    this.data = data;
+    /** @readonly */
+    this.dims = Object.freeze([...dims]);
+  }
+
+  /** Number of elements. */
+  get size() {
+    return this.data.length;
+  }
+}
+
+/**
+ * @param {any} kind
+ * @param {ArrayLike<number | bigint | boolean>} list
+ */
+function fromList(kind, list) {
+  const big = kind === BigInt64Array || kind === BigUint64Array;
+  return big ? kind.from(list, (/** @type {any} */ v) => BigInt(v)) : kind.from(list, Number);
+}
+
+/**
+ * The tensor's elements as a buffer of `storage` holds them. Shares memory with it where it can.
+ * @param {Tensor} tensor
+ * @param {Storage} storage
+ * @param {string} where for messages
+ * @returns {Float32Array | Int32Array | Uint16Array}
+ */
+export function pack(tensor, storage, where) {
+  const { type, data } = tensor;
+  if (storage === "i32") return packIntegers(data, type, where);
+  const half = type === "float16";
+  if (storage === "f16") {
+    if (half) return new Uint16Array(data.buffer, data.byteOffset, data.length);
+    return Uint16Array.from(data, toHalf);
+  }
+  if (data instanceof Float32Array) return data;
+  return half && data instanceof Uint16Array
+    ? Float32Array.from(data, fromHalf)
+    : Float32Array.from(data);
+}
+
+/**
+ * @param {any} data
+ * @param {DataType} type
+ * @param {string} where
+ */
+function packIntegers(data, type, where) {
+  if (data instanceof Int32Array) return data;
+  if (type === "bool") return Int32Array.from(data, (v) => (v ? 1 : 0));
+  const packed = new Int32Array(data.length);
+  for (let i = 0; i < data.length; i++) {
+    const value = Number(data[i]);
+    packed[i] = value;
+    if (packed[i] !== value) {
+      throw new InputError("the value does not fit 32 bits", {
+        where: `${where}, element ${i}`,
+        got: data[i],
+        expected: "-2147483648 to 2147483647",
+        remedy: "Kernels compute integers in 32 bits; use smaller values.",
+      });
+    }
+  }
+  return packed;
+}
+
+/**
+ * The tensor that a buffer's bytes stand for.
+ * @param {ArrayBuffer} bytes owned by the result
+ * @param {Storage} storage
+ * @param {DataType} type
+ * @param {readonly number[]} dims
+ */
+export function unpack(bytes, storage, type, dims) {
+  const size = product(dims);
+  const kind = ARRAYS[type];
+  /** @type {any} */
+  let data;
+  if (storage === "i32") {
+    const ints = new Int32Array(bytes, 0, size);
+    if (kind === BigInt64Array || kind === BigUint64Array) {
+      data = new kind(size);
+      for (let i = 0; i < size; i++) data[i] = BigInt(ints[i]);
+    } else {
+      data = kind === Int32Array ? ints : kind.from(ints);
+    }
+  } else if (storage === "f16") {
+    const halves = new Uint16Array(bytes, 0, size);
+    data = type === "float16" ? new kind(bytes, 0, size) : kind.from(halves, fromHalf);
+  } else {
+    const floats = new Float32Array(bytes, 0, size);
+    data = kind === Float32Array ? floats : kind.from(floats, kind === Uint16Array ? toHalf : undefined);
+  }
+  return new Tensor(type, data, dims);
+}
+
+/** Bytes of an element. @type {Record<Storage, number>} */
+export const ELEMENT_BYTES = { f32: 4, i32: 4, f16: 2 };
+
+const scratch = new DataView(new ArrayBuffer(4));
+
+/**
+ * The bits of the half-precision float nearest to `value` (ties to even).
+ * @param {number} value
+ */
+export function toHalf(value) {
+  scratch.setFloat32(0, value);
+  const bits = scratch.getUint32(0);
+  const sign = (bits >>> 16) & 0x8000;
+  const magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return sign | 0x7e00;
+  if (magnitude >= 0x477ff000) return sign | 0x7c00;
+  // Below 2^-14 the result is a multiple of 2^-24:.
+  if (magnitude < 0x38800000) return sign | roundEven(Math.abs(value) * 2 ** 24);
+  const odd = (magnitude >>> 13) & 1;
+  return sign | ((magnitude - 0x38000000 + 0xfff + odd) >>> 13);
+}
+
+/** @param {number} value */
+function roundEven(value) {
+  const floor = Math.floor(value);
+  const rest = value - floor;
+  return rest > 0.5 || (rest === 0.5 && floor % 2) ? floor + 1 : floor;
+}
+
+/** @param {number} bits */
+export function fromHalf(bits) {
+  const sign = bits & 0x8000 ? -1 : 1;
+  const exponent = (bits >>> 10) & 31;
+  const fraction = bits & 1023;
+  if (exponent === 31) return fraction ? NaN : sign * Infinity;
+  return exponent ? sign * 2 ** (exponent - 25) * (1024 + fraction) : sign * fraction * 2 ** -24;
+}

@@ -1,0 +1,92 @@
+// One thread of the WebAssembly executor. It plays what it is told and knows nothing of models:
+// addresses, sizes and the module all come from wasm.js. No imports, so that it starts at once.
+
+/**
+ * @typedef {object} SharedStart a thread among several over one memory
+ * @property {"shared"} kind
+ * @property {WebAssembly.Module} module
+ * @property {WebAssembly.Memory} memory
+ * @property {number} thread
+ * @property {number} threads
+ * @property {{generation: number, done: number}} control i32 indices of the host's counters
+ */
+/**
+ * @typedef {object} OwnStart the only thread, with a memory of its own
+ * @property {"own"} kind
+ * @property {WebAssembly.Module} module
+ * @property {number} pages
+ */
+/**
+ * @typedef {object} Write bytes to keep, e.g. weights
+ * @property {"write"} kind
+ * @property {number} address
+ * @property {Uint8Array} data
+ */
+/**
+ * @typedef {object} Run
+ * @property {"run"} kind
+ * @property {number} pages that the memory must have
+ * @property {[number, ArrayBufferView][]} inputs address and content
+ * @property {[number, number][]} outputs address and bytes
+ */
+/** @typedef {SharedStart | OwnStart | Write | Run} Message */
+
+/** @type {WebAssembly.Memory} */
+let memory;
+/** @type {(thread: number, threads: number) => void} */
+let run;
+
+/** @param {WebAssembly.Module} module */
+async function instantiate(module) {
+  const instance = await WebAssembly.instantiate(module, { env: { memory } });
+  run = /** @type {typeof run} */ (instance.exports.run);
+}
+
+/** @type {{[K in Message["kind"]]: (message: any) => Promise<void> | void}} */
+const HANDLERS = {
+  /** @param {SharedStart} message */
+  async shared({ module, memory: shared, thread, threads, control }) {
+    memory = shared;
+    const words = new Int32Array(memory.buffer, 0, 64);
+    // The host bumps the generation once per run, and only after every thread has said "done":
+    // starting from the value of a fresh memory, no run can be missed.
+    let generation = 0;
+    await instantiate(module);
+    postMessage({ ready: true });
+    for (;;) {
+      Atomics.wait(words, control.generation, generation);
+      generation = Atomics.load(words, control.generation);
+      run(thread, threads);
+      if (Atomics.add(words, control.done, 1) === threads - 1) postMessage({ done: true });
+    }
+  },
+  /** @param {OwnStart} message */
+  async own({ module, pages }) {
+    memory = new WebAssembly.Memory({ initial: pages });
+    await instantiate(module);
+    postMessage({ ready: true });
+  },
+  /** @param {Write} message */
+  write({ address, data }) {
+    new Uint8Array(memory.buffer, address, data.length).set(data);
+  },
+  /** @param {Run} message */
+  run({ pages, inputs, outputs }) {
+    const missing = pages - memory.buffer.byteLength / 65536;
+    if (missing > 0) memory.grow(missing);
+    for (const [address, { buffer, byteOffset, byteLength }] of inputs) {
+      new Uint8Array(memory.buffer, address).set(new Uint8Array(buffer, byteOffset, byteLength));
+    }
+    run(0, 1);
+    const results = outputs.map(([address, bytes]) => memory.buffer.slice(address, address + bytes));
+    postMessage({ done: true, results }, { transfer: results });
+  },
+};
+
+// Messages in order: a run that arrives while the module is being instantiated waits for it.
+let last = Promise.resolve();
+onmessage = ({ data }) => {
+  last = last
+    .then(() => HANDLERS[/** @type {Message["kind"]} */ (data.kind)](data))
+    .catch((error) => postMessage({ failed: String(error) }));
+};

@@ -1,0 +1,410 @@
+// The WebAssembly executor: the model's one module, played by workers so that the page's own thread
+// never waits. On a cross-origin isolated page several workers share one memory, which this thread
+// reads and writes directly; elsewhere a single worker has its own, and data travel in messages.
+
+import { align, evaluate } from "./dims.js";
+import { DeviceError } from "./errors.js";
+import { relaxedSimd, simd, threadsMissing } from "./features.js";
+import { frame, outputBytes } from "./shapes.js";
+
+/** @typedef {import("./bundle.js").Bundle} Bundle */
+/** @typedef {import("./bundle.js").Manifest} Manifest */
+/** @typedef {import("./bundle.js").Unavailable} Unavailable */
+/** @typedef {import("./shapes.js").Frame} Frame */
+/** @typedef {Float32Array | Int32Array | Uint16Array} Packed */
+
+// codegen/wasm/abi.py, as indices of 32-bit words.
+const HOST_GENERATION = 128 / 4;
+const HOST_DONE = 192 / 4;
+const PARAMS_BASE = 256;
+const SLOT_ALIGN = 64;
+const READ_SLACK = 64;
+
+const PAGE = 65536;
+const MAX_PAGES = 65536;
+const MAX_THREADS = 8; // more threads wait for each other longer than they help
+
+/**
+ * Where everything lies for one set of shapes.
+ * @typedef {object} Layout
+ * @property {Int32Array} params
+ * @property {number[]} addresses per buffer of the plan
+ * @property {number} pages
+ */
+
+/**
+ * @param {Manifest} manifest
+ * @param {Frame} run
+ * @param {number} threads
+ * @returns {Layout}
+ */
+export function layout(manifest, run, threads) {
+  const { params, weights_base, scratch_per_thread } = manifest.wasm;
+  let end = align(weights_base + manifest.weights.bytes, SLOT_ALIGN);
+  const place = (/** @type {number} */ bytes) => {
+    const address = end;
+    end = align(address + bytes, SLOT_ALIGN);
+    return address;
+  };
+  const slots = run.slotBytes.map(place);
+  const scratch = place(threads * evaluate(scratch_per_thread, run.sizes));
+  const pages = Math.ceil((end + READ_SLACK) / PAGE);
+  if (pages > MAX_PAGES) {
+    throw new DeviceError("these shapes need more memory than WebAssembly has", {
+      where: "wasm",
+      got: `${Math.ceil(end / 2 ** 20)} MiB`,
+      expected: "at most 4096 MiB",
+      remedy: "Use smaller inputs.",
+    });
+  }
+  return {
+    params: Int32Array.from(params, (param) => {
+      if ("slot" in param) return slots[param.slot];
+      return "dim" in param ? evaluate(param.dim, run.sizes) : scratch;
+    }),
+    addresses: manifest.buffers.map((buffer) =>
+      "slot" in buffer ? slots[buffer.slot] : weights_base + buffer.weight,
+    ),
+    pages,
+  };
+}
+
+/**
+ * Sizes for a trial run when the caller's are not known yet: all symbols equal, as small as the
+ * model allows. Null when nothing fits.
+ * @param {Manifest} manifest
+ * @returns {Frame | null}
+ */
+export function trialFrame(manifest) {
+  for (const size of [4, 16, 64, 224]) {
+    const run = frame(manifest, new Map(manifest.symbols.map((symbol) => [symbol, size])));
+    if (run.bufferBytes.every((bytes) => bytes > 0)) return run;
+  }
+  return null;
+}
+
+export class WasmHost {
+  provider = "wasm";
+  device = "WebAssembly";
+  variant = "";
+  gpuDevice = null;
+  /** Set when no further run is possible. @type {DeviceError | null} */
+  dead = null;
+
+  /**
+   * Starts the workers at once: they come up while the manifest travels.
+   * @param {{threads?: number, warmup?: boolean}} options
+   */
+  constructor({ threads, warmup = true }) {
+    this.warmup = warmup;
+    this.noThreads = threadsMissing();
+    const wanted = Math.min(threads ?? navigator.hardwareConcurrency ?? 1, MAX_THREADS);
+    this.threads = this.noThreads === null ? Math.max(1, wanted) : 1;
+    /** @type {((error: DeviceError) => void)[]} */
+    this.onDeath = [];
+    /** @type {Worker[]} */
+    this.workers = Array.from({ length: this.threads }, (_, i) => this.#spawn(i));
+    /** @type {WebAssembly.Memory | null} */
+    this.memory = null;
+    this.layouts = new Map();
+    /** Key of the frame whose parameters are in memory. @type {string | null} */
+    this.written = null;
+    /** @type {Promise<unknown>} */
+    this.tail = Promise.resolve();
+  }
+
+  /** @param {number} i */
+  #spawn(i) {
+    const url = new URL("./wasm-worker.js", import.meta.url);
+    const worker = new Worker(url, { type: "module", name: `pywebgpu ${i}` });
+    worker.onerror = (event) => {
+      this.#die("a worker failed", event.message || "the worker's script could not be loaded");
+    };
+    worker.onmessage = ({ data }) => {
+      if (data.failed) this.#die("the module failed", data.failed);
+      else this.answer?.(data);
+    };
+    return worker;
+  }
+
+  /**
+   * @param {string} what
+   * @param {string} got
+   */
+  #die(what, got) {
+    this.dead ??= new DeviceError(what, {
+      where: "wasm",
+      got,
+      remedy: "Create the session again; if it happens again, report the model.",
+    });
+    this.release();
+    for (const reject of this.onDeath.splice(0)) reject(this.dead);
+  }
+
+  /**
+   * Wait for `count` messages of the workers.
+   * @param {number} count
+   * @returns {Promise<any>} the last one
+   */
+  #messages(count) {
+    return new Promise((resolve, reject) => {
+      if (this.dead) throw this.dead;
+      this.onDeath = [reject];
+      this.answer = (/** @type {any} */ data) => {
+        if (--count === 0) resolve(data);
+      };
+    });
+  }
+
+  /**
+   * @param {Bundle} bundle
+   * @param {Unavailable[]} unavailable
+   */
+  async load(bundle, unavailable) {
+    const { manifest } = bundle;
+    this.manifest = manifest;
+    const variant = this.#choose(manifest, unavailable);
+    this.variant = variant.name;
+    bundle.expect([variant.file, ...manifest.weights.shards]);
+    const trial = this.warmup ? trialFrame(manifest) : null;
+    const { pages } = layout(manifest, trial ?? emptyFrame(manifest), this.threads);
+    if (variant.threads) this.memory = reserve(pages);
+    const started = bundle.read(variant.file).then((bytes) => this.#start(bytes, pages));
+    // Shards may arrive before the module; without a shared memory they wait for the worker.
+    const weights = bundle.weights(async (data, offset) => {
+      const address = manifest.wasm.weights_base + offset;
+      if (this.memory) return new Uint8Array(this.memory.buffer, address, data.length).set(data);
+      await started;
+      this.workers[0].postMessage({ kind: "write", address, data }, [data.buffer]);
+    });
+    let arrived = false;
+    weights.then(() => (arrived = true), () => {});
+    await started;
+    // Speed does not depend on the weights' values: the trial runs use the time of their download.
+    const warm = trial ? this.#warmUp(trial, () => arrived) : null;
+    await Promise.all([weights, warm]);
+    return this;
+  }
+
+  /**
+   * @param {Manifest} manifest
+   * @param {Unavailable[]} unavailable
+   */
+  #choose(manifest, unavailable) {
+    if (!simd()) {
+      throw new DeviceError("this browser's WebAssembly has no SIMD", {
+        where: "wasm",
+        remedy: "Update the browser.",
+      });
+    }
+    const relaxed = relaxedSimd();
+    if (this.noThreads !== null) unavailable.push({ feature: "threads", reason: this.noThreads });
+    if (!relaxed) {
+      const reason = "this browser's WebAssembly has no relaxed SIMD. Update the browser";
+      unavailable.push({ feature: "relaxed-simd", reason });
+    }
+    const found = manifest.wasm.variants.find(
+      (v) => (relaxed || !v.relaxed) && v.threads === (this.noThreads === null),
+    );
+    if (found) return found;
+    throw new DeviceError("the bundle has no WebAssembly module that runs here", {
+      where: "wasm",
+      got: manifest.wasm.variants.map((v) => v.name).join(", ") || "none",
+      expected: this.noThreads === null ? "one with threads" : "one without threads",
+      remedy: "Export the model with all variants.",
+    });
+  }
+
+  /**
+   * @param {Uint8Array<ArrayBuffer>} bytes
+   * @param {number} pages
+   */
+  async #start(bytes, pages) {
+    const module = await WebAssembly.compile(bytes);
+    const ready = this.#messages(this.threads);
+    const control = { generation: HOST_GENERATION, done: HOST_DONE };
+    const { memory, threads } = this;
+    this.workers.forEach((worker, thread) =>
+      worker.postMessage(
+        memory
+          ? { kind: "shared", module, memory, thread, threads, control }
+          : { kind: "own", module, pages },
+      ),
+    );
+    await ready;
+  }
+
+  /**
+   * Engines optimise a function after it has run for a while. Run until that shows, so that the
+   * caller's first run is as quick as the later ones; while weights still arrive it costs nothing.
+   * @param {Frame} trial
+   * @param {() => boolean} arrived
+   */
+  async #warmUp(trial, arrived) {
+    const inputs = this.#zeros(trial);
+    const start = performance.now();
+    /** @type {number[]} */
+    const times = [];
+    for (let now = start; ; ) {
+      await this.run(trial, inputs);
+      const end = performance.now();
+      times.push(end - now);
+      now = end;
+      const spent = now - start;
+      if (spent > (arrived() ? WARMUP_MS : LONGEST_WARMUP_MS) && times.length > 1) return;
+      if (spent > SETTLED_MS && times.length >= 8) {
+        const [before, after] = [times.slice(-8, -4), times.slice(-4)].map((t) => Math.min(...t));
+        if (after > 0.93 * before && arrived()) return;
+      }
+    }
+  }
+
+  /** @param {Frame} run */
+  #zeros({ bufferBytes }) {
+    const { inputs } = /** @type {Manifest} */ (this.manifest);
+    return inputs.map((port) => new Int32Array(Math.ceil(bufferBytes[port.buffer] / 4)));
+  }
+
+  /**
+   * The outputs' bytes. Runs wait for each other: they share the activations' memory.
+   * @param {Frame} run
+   * @param {Packed[]} inputs
+   * @returns {Promise<ArrayBuffer[]>}
+   */
+  run(run, inputs) {
+    const result = this.tail.then(() => this.#run(run, inputs));
+    this.tail = result.catch(() => {});
+    return result;
+  }
+
+  /**
+   * @param {Frame} run
+   * @param {Packed[]} inputs
+   */
+  async #run(run, inputs) {
+    if (this.dead) throw this.dead;
+    const manifest = /** @type {Manifest} */ (this.manifest);
+    const { params, addresses, pages } = this.#layout(run);
+    /** @type {[number, Packed | Int32Array][]} */
+    const writes = manifest.inputs.map((port, i) => [addresses[port.buffer], inputs[i]]);
+    if (this.written !== run.key) writes.push([PARAMS_BASE, params]);
+    /** @type {[number, number][]} */
+    const reads = manifest.outputs.map((port, i) => [
+      addresses[port.buffer],
+      outputBytes(manifest, run, i),
+    ]);
+    this.written = null;
+    const results = this.memory
+      ? await this.#runShared(this.memory, pages, writes, reads)
+      : await this.#runOwn(pages, writes, reads);
+    this.written = run.key;
+    return results;
+  }
+
+  /** @param {Frame} run @returns {Layout} */
+  #layout(run) {
+    let found = this.layouts.get(run.key);
+    if (!found) {
+      if (this.layouts.size >= 16) this.layouts.clear();
+      found = layout(/** @type {Manifest} */ (this.manifest), run, this.threads);
+      this.layouts.set(run.key, found);
+    }
+    return found;
+  }
+
+  /**
+   * @param {WebAssembly.Memory} memory
+   * @param {number} pages
+   * @param {[number, Packed][]} writes
+   * @param {[number, number][]} reads
+   */
+  async #runShared(memory, pages, writes, reads) {
+    grow(memory, pages);
+    for (const [address, { buffer, byteOffset, byteLength }] of writes) {
+      const content = new Uint8Array(buffer, byteOffset, byteLength);
+      new Uint8Array(memory.buffer, address, byteLength).set(content);
+    }
+    const done = this.#messages(1);
+    const words = new Int32Array(memory.buffer, 0, 64);
+    Atomics.store(words, HOST_DONE, 0);
+    Atomics.add(words, HOST_GENERATION, 1);
+    Atomics.notify(words, HOST_GENERATION);
+    await done;
+    return reads.map(([address, bytes]) => {
+      // A copy, and not a shared one: callers keep it, and most APIs refuse shared memory.
+      const copy = new Uint8Array(bytes);
+      copy.set(new Uint8Array(memory.buffer, address, bytes));
+      return copy.buffer;
+    });
+  }
+
+  /**
+   * @param {number} pages
+   * @param {[number, Packed][]} inputs
+   * @param {[number, number][]} outputs
+   * @returns {Promise<ArrayBuffer[]>}
+   */
+  async #runOwn(pages, inputs, outputs) {
+    const done = this.#messages(1);
+    this.workers[0].postMessage({ kind: "run", pages, inputs, outputs });
+    return (await done).results;
+  }
+
+  release() {
+    for (const worker of this.workers) worker.terminate();
+    this.memory = null;
+    this.dead ??= new DeviceError("the session has been released", { where: "wasm" });
+    for (const reject of this.onDeath.splice(0)) reject(this.dead);
+  }
+}
+
+const SETTLED_MS = 20;
+const WARMUP_MS = 150;
+const LONGEST_WARMUP_MS = 2000;
+
+/** Sizes of an empty run: what the weights alone need. @param {Manifest} manifest @returns {Frame} */
+function emptyFrame(manifest) {
+  return frame(manifest, new Map(manifest.symbols.map((symbol) => [symbol, 0])));
+}
+
+/**
+ * A shared memory that can grow as far as the browser lets it: how far must be said beforehand.
+ * @param {number} pages
+ */
+function reserve(pages) {
+  for (let maximum = MAX_PAGES; ; maximum >>= 1) {
+    try {
+      return new WebAssembly.Memory({ initial: pages, maximum, shared: true });
+    } catch (error) {
+      if (maximum / 2 < pages) throw noMemory(pages, error);
+    }
+  }
+}
+
+/**
+ * @param {WebAssembly.Memory} memory
+ * @param {number} pages
+ */
+function grow(memory, pages) {
+  const missing = pages - memory.buffer.byteLength / PAGE;
+  if (missing <= 0) return;
+  try {
+    memory.grow(missing);
+  } catch (error) {
+    throw noMemory(pages, error);
+  }
+}
+
+/**
+ * @param {number} pages
+ * @param {unknown} cause
+ */
+function noMemory(pages, cause) {
+  return new DeviceError("the browser does not give that much memory", {
+    where: "wasm",
+    got: cause,
+    expected: `${pages / 16} MiB`,
+    remedy: "Use smaller inputs, or close other pages.",
+    cause,
+  });
+}
