@@ -196,7 +196,8 @@ def _random_array(
         values = rng.integers(0, min(rows or 2, 2), shape)
     else:
         values = rng.integers(0, rows or 10, shape)
-    return np.ascontiguousarray(values.astype(spec.dtype))
+    # Not ascontiguousarray, which gives scalars a dimension.
+    return np.array(values, dtype=spec.dtype, order="C")
 
 
 def _padding_mask(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
