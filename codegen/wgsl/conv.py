@@ -1,0 +1,215 @@
+"""Conv: channels-last cross-correlation, as a product over (tap, channel) or directly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .. import scalar as sc
+from ..caps import WgslCaps
+from ..dims import Dim, ceildiv, product
+from ..scalar import Op, Scalar, Type
+from ..spec import Conv
+from . import product as core
+from .kernel import WgslKernel
+from .module import Module, dim_multiple, dim_text, fill, fold_grid, runs_along, unravel
+
+Tile = core.Tile
+Few = core.Few
+
+
+@dataclass(frozen=True, slots=True)
+class Depthwise:
+    """Knobs. A thread computes `pixels` neighbours along x, of four channels when `wide`."""
+
+    workgroup: int
+    pixels: int
+    wide: bool
+
+
+def Knobs(**fields: int | bool) -> core.Knobs | Depthwise:  # the family has three kinds of knobs
+    """Knobs from their JSON form."""
+    if "pixels" in fields:
+        return Depthwise(**fields)  # type: ignore[arg-type]
+    return Few(**fields) if "shares" in fields else Tile(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """What the depthwise template sees."""
+
+    head: str
+    workgroup: int
+    pixels: int
+    kind: str
+    kernel_y: int
+    kernel_x: int
+    count: str
+    coordinates: list[str]
+    width: str
+    channel: str
+    put: str
+
+
+def space(spec: Conv, caps: WgslCaps) -> list[core.Knobs | Depthwise]:
+    if not spec.depthwise:
+        return list(core.space(_product(spec), caps))
+    limit = min(caps.max_invocations, caps.max_workgroup_size[0])
+    return [
+        Depthwise(workgroup, pixels, wide)
+        for wide in ((True, False) if _wide(spec) else (False,))
+        for workgroup in (128, 64, 256)
+        for pixels in (2, 4, 1)
+        if workgroup <= limit
+    ]
+
+
+def render(spec: Conv, knobs: core.Knobs | Depthwise) -> WgslKernel:
+    if isinstance(knobs, Depthwise):
+        return _render_depthwise(spec, knobs)
+    module = Module(spec.operands, spec.output, spec.n_args)
+    cin, cout = spec.cin // spec.groups, spec.cout // spec.groups
+    z, m, k = sc.axis(0), sc.axis(1), sc.axis(2)
+    pixel = _pixel(spec, m)
+    taps = spec.kernel[0] * spec.kernel[1]
+    tap = sc.binary(Op.UDIV, k, sc.const(cin)) if taps > 1 else sc.const(0)
+    c = sc.binary(Op.UMOD, k, sc.const(cin)) if taps > 1 else k
+    group_in = z * cin if spec.groups > 1 else sc.const(0)
+    ky = sc.binary(Op.UDIV, tap, sc.const(spec.kernel[1]))
+    kx = sc.binary(Op.UMOD, tap, sc.const(spec.kernel[1]))
+    index, inside = _source(spec, pixel, ky, kx, group_in + c)
+    # With taps, four steps of k stay within one tap when the channels come in fours.
+    along = [sc.const(0), sc.const(0), sc.const(0), z * cin + k if spec.groups > 1 else k]
+    vector = isinstance(knobs, Tile) and cin % 4 == 0 and _aligned(spec) and runs_along(
+        _view(spec, along), 2
+    )
+    core.define_a(module, index, inside, taps * cin, vector)
+    core.define_b_panels(module, cout, taps * cin, spec.groups > 1)
+    channel = z * cout + sc.axis(2) if spec.groups > 1 else sc.axis(2)
+    coordinates = [*pixel, channel]
+
+    def axis(node: Scalar) -> Scalar | None:
+        return coordinates[int(node.value or 0)] if node.op is Op.AXIS else None
+
+    module.puts(
+        sc.transform(spec.final, axis), _out(spec, coordinates), ("z", "m", "n"), Type.F32,
+        lane=2, lane_size=cout, guarded=frozenset((0, 1)),
+    )  # fmt: skip
+    return core.render(_product(spec), knobs, module, "conv")
+
+
+def _pixel(spec: Conv, m: Scalar) -> list[Scalar]:
+    """(batch, y, x) of pixel number `m`."""
+    height, width = map(sc.dim, spec.out_size)
+    row = sc.binary(Op.UDIV, m, width)
+    return [sc.binary(Op.UDIV, row, height), sc.binary(Op.UMOD, row, height),
+            sc.binary(Op.UMOD, m, width)]  # fmt: skip
+
+
+def _source(
+    spec: Conv, pixel: list[Scalar], ky: Scalar, kx: Scalar, channel: Scalar
+) -> tuple[Scalar, Scalar | None]:
+    """Where a tap reads, and whether that is inside the image (None: always)."""
+    inside: Scalar | None = None
+    places = []
+    for axis, (out, k) in enumerate(((pixel[1], ky), (pixel[2], kx))):
+        place = out * spec.stride[axis] + k * spec.dilation[axis] - sc.dim(spec.pad[axis])
+        places.append(place)
+        size, out_size = spec.in_size[axis], spec.out_size[axis]
+        reach = (spec.kernel[axis] - 1) * spec.dilation[axis]
+        room = size - ((out_size - 1) * spec.stride[axis] + reach + 1)
+        if spec.pad[axis] == 0 and isinstance(room, int) and room >= 0:
+            continue
+        within = sc.binary(Op.AND, sc.binary(Op.LE, sc.const(0), place),
+                           sc.binary(Op.LT, place, sc.dim(size)))  # fmt: skip
+        inside = within if inside is None else sc.binary(Op.AND, inside, within)
+    return _view(spec, [pixel[0], *places, channel]), inside
+
+
+def _view(spec: Conv, coordinates: list[Scalar]) -> Scalar:
+    total = sc.dim(spec.x.offset)
+    for coordinate, stride in zip(coordinates, spec.x.strides, strict=True):
+        if stride != 0:
+            total = total + coordinate * sc.dim(stride)
+    return total
+
+
+def _out(spec: Conv, coordinates: list[Scalar]) -> Scalar:
+    total = sc.dim(spec.out.offset)
+    for coordinate, stride in zip(coordinates, spec.out.strides, strict=True):
+        if stride != 0:
+            total = total + coordinate * sc.dim(stride)
+    return total
+
+
+def _aligned(spec: Conv) -> bool:
+    """Whether every pixel's channels start at a multiple of four elements."""
+    return all(dim_multiple(d, 4) for d in (spec.x.offset, *spec.x.strides[:3]))
+
+
+def _product(spec: Conv) -> core.Product:
+    return core.Product(
+        z=spec.groups,
+        m=product((spec.batch, *spec.out_size)),
+        n=spec.cout // spec.groups,
+        k=spec.kernel[0] * spec.kernel[1] * (spec.cin // spec.groups),
+        a_along_k=spec.x.strides[3] == 1,
+        b=core.Order.PANEL,
+    )
+
+
+def _wide(spec: Conv) -> bool:
+    return spec.cout % 4 == 0 and spec.x.strides[3] == 1 and _aligned(spec)
+
+
+def _render_depthwise(spec: Conv, knobs: Depthwise) -> WgslKernel:
+    module = Module(spec.operands, spec.output, spec.n_args)
+    b, y, x, c = (sc.axis(i) for i in range(4))
+    ky, kx = sc.axis(4), sc.axis(5)
+    index, inside = _source(spec, [b, y, x], ky, kx, c)
+    names = {sc.axis(i): name for i, name in enumerate(("b", "y", "x", "c", "ky", "kx"))}
+    kind = "vec4<f32>" if knobs.wide else "f32"
+
+    def read(operand: int, at: str) -> str:
+        if knobs.wide:
+            return module.element4(operand, f"u32({at}) / 4u")
+        return module.element(operand, at)
+
+    speller = module.speller(names)
+    spelled = speller.spell(index, *([inside] if inside is not None else []))
+    body = list(speller.lines)
+    if inside is not None:
+        body.append(f"if (!{spelled[1]}) {{ return {kind}(); }}")
+    body.append(f"return {read(0, spelled[0])};")
+    heads = ", ".join(f"{name}: i32" for name in names.values())
+    module.text(f"fn x_load({heads}) -> {kind} {{", body)
+    module.text(f"fn weight(tap: i32, c: i32) -> {kind} {{",
+                [f"return {read(1, f'(tap * {spec.cout} + c)')};"])  # fmt: skip
+    module.puts(
+        spec.final, _out(spec, [b, y, x, c]), ("b", "y", "x", "c"), Type.F32,
+        lane=3 if knobs.wide else None, lane_size=spec.cout, guarded=frozenset((0, 1)),
+    )  # fmt: skip
+    columns = ceildiv(spec.out_size[1], knobs.pixels)
+    channels = spec.cout // 4 if knobs.wide else spec.cout
+    shape: list[Dim]
+    # Neighbouring threads follow the direction in which the image lies in memory.
+    if spec.x.strides[3] == 1:
+        shape, order = [spec.batch, spec.out_size[0], columns, channels], ["b", "y", "xs", "cs"]
+    else:
+        shape, order = [spec.batch, channels, spec.out_size[0], columns], ["b", "cs", "y", "xs"]
+    fields = Fields(
+        head=module.head(),
+        workgroup=knobs.workgroup,
+        pixels=knobs.pixels,
+        kind=kind,
+        kernel_y=spec.kernel[0],
+        kernel_x=spec.kernel[1],
+        count=dim_text(product(shape)),
+        coordinates=unravel("number", shape, order),
+        width=dim_text(spec.out_size[1]),
+        channel="cs * 4" if knobs.wide else "cs",
+        put="put4" if knobs.wide else "put",
+    )
+    grid = fold_grid(ceildiv(product(shape), knobs.workgroup))
+    name = f"depthwise_{knobs.workgroup}x{knobs.pixels}{'v' if knobs.wide else ''}"
+    code = fill("conv_depthwise", fields)
+    return WgslKernel(name, (module.dispatch(code, grid),), (), module.features())

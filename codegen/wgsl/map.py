@@ -1,0 +1,75 @@
+"""Map: one output element per coordinate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..caps import WgslCaps
+from ..dims import Dim, ceildiv, product
+from ..spec import Map
+from .kernel import WgslKernel
+from .module import Module, dim_multiple, fill, fold_grid, runs_along, size_of, unravel
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    workgroup: int  # threads
+    repeat: int  # pieces of work per thread, one workgroup's width apart
+    vector: bool  # a piece is four neighbours along the last axis, else one element
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """What the template sees."""
+
+    head: str
+    workgroup: int
+    repeat: int
+    count: str
+    coordinates: list[str]
+    call: str
+
+
+def space(spec: Map, caps: WgslCaps) -> list[Knobs]:
+    """Vectors where addresses allow; several pieces per thread amortise index arithmetic."""
+    vector = bool(spec.shape) and _vectorable(spec)
+    found = [
+        Knobs(workgroup, repeat, v)
+        for v in ((True, False) if vector else (False,))
+        for repeat in (1, 4)
+        for workgroup in (256, 64)
+    ]
+    return [k for k in found if k.workgroup <= min(caps.max_invocations, caps.max_workgroup_size[0])]
+
+
+def _vectorable(spec: Map) -> bool:
+    last = len(spec.shape) - 1
+    return dim_multiple(spec.shape[last], 4) and runs_along(spec.index, last)
+
+
+def render(spec: Map, knobs: Knobs) -> WgslKernel:
+    module = Module(spec.operands, spec.output, spec.n_args)
+    rank = len(spec.shape)
+    axes = [f"i{n}" for n in range(rank)]
+    lane = rank - 1 if knobs.vector else None
+    size: Dim = spec.shape[-1] if rank else 1
+    module.puts(spec.value, spec.index, axes, lane=lane, lane_size=size, vector=knobs.vector)
+    shape = list(spec.shape)
+    if knobs.vector:
+        shape[-1] = shape[-1] // 4
+    coordinates = unravel("number", shape, axes)
+    passed = list(axes)
+    if knobs.vector:
+        passed[-1] = f"{axes[-1]} * 4"
+    count = product(shape)
+    fields = Fields(
+        head=module.head(),
+        workgroup=knobs.workgroup,
+        repeat=knobs.repeat,
+        count=size_of(shape),
+        coordinates=coordinates,
+        call=f"{'put4' if knobs.vector else 'put'}({', '.join(passed)})",
+    )
+    grid = fold_grid(ceildiv(count, knobs.workgroup * knobs.repeat))
+    name = f"map_{knobs.workgroup}x{knobs.repeat}{'v' if knobs.vector else ''}"
+    return WgslKernel(name, (module.dispatch(fill("map", fields), grid),), (), module.features())

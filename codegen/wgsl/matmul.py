@@ -1,0 +1,93 @@
+"""Matmul: batched products through views, or with a packed constant."""
+
+from __future__ import annotations
+
+from .. import scalar as sc
+from ..caps import WgslCaps
+from ..dims import Dim, product
+from ..scalar import Op, Scalar, Type
+from ..spec import Matmul, View
+from . import product as core
+from .kernel import WgslKernel
+from .module import Module, dim_multiple, runs_along
+
+Tile = core.Tile
+Few = core.Few
+
+
+def Knobs(**fields: int) -> core.Knobs:  # the family has two kinds of knobs
+    """Knobs from their JSON form."""
+    return Few(**fields) if "shares" in fields else Tile(**fields)
+
+
+def space(spec: Matmul, caps: WgslCaps) -> list[core.Knobs]:
+    return core.space(_product(spec), caps)
+
+
+def render(spec: Matmul, knobs: core.Knobs) -> WgslKernel:
+    module = Module(spec.operands, spec.output, spec.n_args)
+    batch = split(sc.axis(0), spec.batch)
+    a, b = _index(spec.a, batch), _index(spec.b, batch) if spec.b else None
+    along_k = runs_along(a, 2) and dim_multiple(spec.k, 4)
+    core.define_a(module, a, None, spec.k, along_k and isinstance(knobs, Tile))
+    if b is None:
+        core.define_b_panels(module, spec.n, spec.k, False)
+    else:
+        core.define_b(module, b, runs_along(b, 2) and dim_multiple(spec.n, 4))
+    rank = len(batch)
+
+    def axis(node: Scalar) -> Scalar | None:
+        if node.op is not Op.AXIS:
+            return None
+        number = int(node.value or 0)
+        return batch[number] if number < rank else sc.axis(1 + number - rank)
+
+    module.puts(
+        sc.transform(spec.final, axis),
+        _index(spec.out, batch),
+        ("z", "m", "n"),
+        Type.F32,
+        lane=2,
+        lane_size=spec.n,
+        guarded=frozenset((0, 1)),
+    )
+    return core.render(_product(spec), knobs, module, "matmul")
+
+
+def split(flat: Scalar, shape: tuple[Dim, ...]) -> list[Scalar]:
+    """Coordinates of a row-major element number."""
+    found: list[Scalar] = []
+    for i in reversed(range(len(shape))):
+        if i == 0:
+            found.append(flat)
+            break
+        found.append(sc.binary(Op.UMOD, flat, sc.dim(shape[i])))
+        flat = sc.binary(Op.UDIV, flat, sc.dim(shape[i]))
+    return found[::-1]
+
+
+def _index(view: View, batch: list[Scalar]) -> Scalar:
+    """Element number over AXIS (z, row, column)."""
+    total = sc.dim(view.offset)
+    for coordinate, stride in zip([*batch, sc.axis(1), sc.axis(2)], view.strides, strict=True):
+        if stride != 0:
+            total = total + coordinate * sc.dim(stride)
+    return total
+
+
+def _product(spec: Matmul) -> core.Product:
+    rank = len(spec.batch)
+    if spec.b is None:
+        order = core.Order.PANEL
+    else:
+        order = core.Order.N if spec.b.strides[rank + 1] == 1 else core.Order.K
+        if 1 not in spec.b.strides[rank:]:
+            order = core.Order.N
+    return core.Product(
+        z=product(spec.batch),
+        m=spec.m,
+        n=spec.n,
+        k=spec.k,
+        a_along_k=spec.a.strides[rank] != 1 or spec.a.strides[rank + 1] == 1,
+        b=order,
+    )

@@ -1,0 +1,321 @@
+"""A shader under construction: bindings, pointwise functions, and the template that uses them.
+
+Python decides, templates spell: everything that depends on the spec's expressions becomes a WGSL
+function here (`put` stores one element, `put4` stores four neighbours), and a template is the
+loop structure around calls of these functions.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from .. import scalar as sc
+from ..dims import Dim, ceildiv, dim_min, product
+from ..scalar import Op, Scalar, Type
+from ..spec import Storage
+from .kernel import Binding, Pass, Role
+from .scalar import ELEMENT, WGSL_TYPE, Helpers, Speller, loads
+
+MAX_GRID = 65535
+"""Workgroups per dimension of a dispatch that every device allows."""
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    # The shaders package is a sibling of codegen, also when both come out of an archive.
+    root = __package__.rsplit(".", 2)[0] + ".shaders"
+    files = importlib.resources.files(root)
+
+    def read(name: str) -> str:
+        return files.joinpath(name).read_text(encoding="utf-8")
+
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(read),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+
+
+def fill(template: str, fields: Any) -> str:
+    """The text of `shaders/<template>.wgsl.j2` over one dataclass's fields."""
+    values = {name: getattr(fields, name) for name in fields.__dataclass_fields__}
+    return _environment().get_template(f"{template}.wgsl.j2").render(values)
+
+
+def fold_grid(workgroups: Dim) -> tuple[Dim, Dim, Dim]:
+    """A grid of at least `workgroups`; its linear number is `group.y * 65535 + group.x`."""
+    if isinstance(workgroups, int) and workgroups <= MAX_GRID:
+        return (workgroups, 1, 1)
+    return (dim_min(workgroups, MAX_GRID), ceildiv(workgroups, MAX_GRID), 1)
+
+
+def dim_text(dim: Dim) -> str:
+    """A size as a u32 expression."""
+    if isinstance(dim, int):
+        return f"{dim}u"
+    (text,) = Speller((), Helpers(), {}, inline=True).spell(sc.dim(dim))
+    return f"u32({text})"
+
+
+def is_multiple(node: Scalar, by: int, assume: frozenset[Scalar] = frozenset()) -> bool:
+    """Whether `node` is known to be a multiple of `by` where the nodes in `assume` are."""
+    if node in assume:
+        return True
+    if node.op is Op.CONST:
+        return int(node.value or 0) % by == 0
+    if node.op in (Op.ADD, Op.SUB):
+        return all(is_multiple(a, by, assume) for a in node.args)
+    if node.op is Op.MUL:
+        return any(is_multiple(a, by, assume) for a in node.args)
+    if node.op is Op.UMOD:
+        return all(is_multiple(a, by, assume) for a in node.args)
+    if node.op is Op.SELECT:
+        return all(is_multiple(a, by, assume) for a in node.args[1:])
+    return False
+
+
+def runs_along(index: Scalar, axis: int) -> bool:
+    """Whether four steps of `axis` from a multiple of 4 are four elements from a multiple of 4."""
+    step = sc.coefficient(index, axis)
+    if step is None or step.op is not Op.CONST or step.value != 1:
+        return False
+    return is_multiple(index, 4, frozenset([sc.axis(axis)]))
+
+
+def dim_multiple(dim: Dim, by: int) -> bool:
+    """Whether a size is known to be a multiple of `by`."""
+    return is_multiple(sc.dim(dim), by)
+
+
+class Module:
+    """Collects what one shader needs. `head()` goes to the top of the template."""
+
+    def __init__(self, operands: tuple[Storage, ...], output: Storage, n_args: int) -> None:
+        self.operands, self.output, self.n_args = operands, output, n_args
+        self.helpers = Helpers()
+        self.functions: list[str] = []
+        self.used: set[int] = set()
+        self.vector: set[int] = set()  # operands bound as vec4
+        self.output_vector = False
+        self.scratch: list[tuple[str, str, str]] = []  # (name, access, element)
+
+    # ---- expressions -------------------------------------------------------------------------
+
+    def speller(self, names: Mapping[Scalar, str], prefix: str = "t") -> Speller:
+        return Speller(self.operands, self.helpers, names, prefix)
+
+    def function(
+        self, name: str, params: Mapping[Scalar, tuple[str, str]], result: Scalar, type_: str = ""
+    ) -> None:
+        """`fn name(params) -> type { return result; }`; params: leaf -> (name, WGSL type)."""
+        speller = self.speller({node: text for node, (text, _) in params.items()})
+        (text,) = speller.spell(result)
+        self.used |= speller.loaded
+        heads = ", ".join(f"{n}: {t}" for n, t in params.values())
+        self.text(f"fn {name}({heads}) -> {type_ or WGSL_TYPE[result.type]} {{",
+                  [*speller.lines, f"return {text};"])  # fmt: skip
+
+    def text(self, head: str, body: Sequence[str]) -> None:
+        """A function from its first line and its statements."""
+        self.functions.append("\n".join([head, *(f"  {line}" for line in body), "}"]))
+
+    def element(self, operand: int, index: str) -> str:
+        """One element of a scalar-bound operand, widened."""
+        self.used.add(operand)
+        text = f"in{operand}[{index}]"
+        return f"f32({text})" if self.operands[operand] is Storage.F16 else text
+
+    def element4(self, operand: int, index: str) -> str:
+        """Four elements of a vector-bound operand, widened; `index` counts vectors."""
+        self.used.add(operand)
+        self.vector.add(operand)
+        text = f"in{operand}[{index}]"
+        return f"vec4<f32>({text})" if self.operands[operand] is Storage.F16 else text
+
+    def stored(self, text: str, type_: Type) -> str:
+        """An expression converted to the output's element type."""
+        if self.output is Storage.F16:
+            return f"f16({text})"
+        if self.output is Storage.I32 and type_ is not Type.I32:
+            return f"i32({text})"
+        return text
+
+    # ---- stores ------------------------------------------------------------------------------
+
+    def puts(
+        self,
+        value: Scalar,
+        index: Scalar,
+        axes: Sequence[str],
+        acc: Type | None = None,
+        lane: int | None = None,
+        lane_size: Dim = 1,
+        vector: bool = True,
+        guarded: frozenset[int] = frozenset(),
+    ) -> None:
+        """Functions `put(axes..., acc)` and, with a lane axis, `put4(axes..., acc4)`.
+
+        axes: names of AXIS 0, 1, ... (i32 parameters). `put4` stores at lane .. lane + 3, lane
+        being a multiple of 4; lanes from `lane_size` on are left out. It reads and writes vec4s
+        where `vector` allows and the addresses do; `guarded` operands are never bound as vec4.
+        """
+        params = {sc.axis(i): (name, "i32") for i, name in enumerate(axes)}
+        if acc is not None:
+            params[sc.acc(acc)] = ("acc", WGSL_TYPE[acc])
+        wide = (
+            lane is not None and vector and dim_multiple(lane_size, 4) and runs_along(index, lane)
+        )
+        lane_loads = self._lane_loads(value, index, lane, guarded) if wide else {}
+        for node in lane_loads:
+            params[node] = (f"lane{len(params)}", WGSL_TYPE[node.type])
+        self.function("value_of", params, value)
+        passed = [name for name, _ in params.values()]
+        if wide:
+            assert lane is not None
+            self._put4_wide(params, value, index, axes, acc, lane, lane_loads)
+            return
+        heads = [f"{n}: {t}" for n, t in params.values()]
+        speller = self.speller({node: text for node, (text, _) in params.items()})
+        (at,) = speller.spell(index)
+        self.used |= speller.loaded
+        call = self.stored(f"value_of({', '.join(passed)})", value.type)
+        self.text(f"fn put({', '.join(heads)}) {{", [*speller.lines, f"out[{at}] = {call};"])
+        if lane is not None:
+            self._put4_narrow(axes, acc, lane, lane_size)
+
+    def _lane_loads(
+        self, value: Scalar, index: Scalar, lane: int | None, guarded: frozenset[int]
+    ) -> dict[Scalar, int]:
+        """Loads that can be vec4s: every load of their operand runs along the lane."""
+        assert lane is not None
+        everywhere = loads(value, index)
+        scalar = {o for n, o in everywhere.items() if not runs_along(n.args[0], lane)} | guarded
+        scalar |= set(loads(index).values())
+        nested = {m for n in everywhere for m in loads(n.args[0])}
+        scalar |= {everywhere[n] for n in nested}
+        return {n: o for n, o in everywhere.items() if o not in scalar}
+
+    def _put4_wide(
+        self,
+        params: Mapping[Scalar, tuple[str, str]],
+        value: Scalar,
+        index: Scalar,
+        axes: Sequence[str],
+        acc: Type | None,
+        lane: int,
+        lane_loads: Mapping[Scalar, int],
+    ) -> None:
+        heads = [f"{name}: i32" for name in axes]
+        if acc is not None:
+            heads.append(f"acc: vec4<{WGSL_TYPE[acc]}>")
+        speller = self.speller({sc.axis(i): name for i, name in enumerate(axes)})
+        places = speller.spell(index, *(node.args[0] for node in lane_loads))
+        self.used |= speller.loaded
+        body = list(speller.lines)
+        for (node, operand), place in zip(lane_loads.items(), places[1:], strict=True):
+            vector = self.element4(operand, f"u32({place}) / 4u")
+            body.append(f"let {params[node][0]} = {vector};")
+        calls = []
+        for i, component in enumerate("xyzw"):
+            passed = [f"{a} + {i}" if j == lane and i else a for j, a in enumerate(axes)]
+            if acc is not None:
+                passed.append(f"acc.{component}")
+            passed += [f"{params[node][0]}.{component}" for node in lane_loads]
+            calls.append(self.stored(f"value_of({', '.join(passed)})", value.type))
+        element = ELEMENT[self.output]
+        body.append(f"out[u32({places[0]}) / 4u] = vec4<{element}>(")
+        body += [f"  {call}{',' if i < 3 else ');'}" for i, call in enumerate(calls)]
+        self.output_vector = True
+        self.text(f"fn put4({', '.join(heads)}) {{", body)
+
+    def _put4_narrow(
+        self, axes: Sequence[str], acc: Type | None, lane: int, lane_size: Dim
+    ) -> None:
+        heads = [f"{name}: i32" for name in axes]
+        if acc is not None:
+            heads.append(f"acc: vec4<{WGSL_TYPE[acc]}>")
+        body = []
+        for i, component in enumerate("xyzw"):
+            passed = [f"{a} + {i}" if j == lane and i else a for j, a in enumerate(axes)]
+            if acc is not None:
+                passed.append(f"acc.{component}")
+            call = f"put({', '.join(passed)});"
+            if dim_multiple(lane_size, 4):
+                body.append(call)
+            else:
+                body.append(f"if (u32({axes[lane]} + {i}) < {dim_text(lane_size)}) {{ {call} }}")
+        self.text(f"fn put4({', '.join(heads)}) {{", body)
+
+    # ---- the whole -----------------------------------------------------------------------------
+
+    def features(self) -> tuple[str, ...]:
+        half = Storage.F16 in (self.output, *(self.operands[i] for i in self.used))
+        return ("shader-f16",) if half else ()
+
+    def _bound(self, with_output: bool = True) -> list[tuple[Binding, str, str]]:
+        """(binding, declaration's address space and name, type), in binding order."""
+        found: list[tuple[Binding, str, str]] = []
+        for i in sorted(self.used):
+            element = ELEMENT[self.operands[i]]
+            element = f"vec4<{element}>" if i in self.vector else element
+            found.append((Binding(Role.OPERAND, i), f"var<storage, read> in{i}", f"array<{element}>"))
+        if with_output:
+            element = ELEMENT[self.output]
+            element = f"vec4<{element}>" if self.output_vector else element
+            found.append((Binding(Role.OUTPUT), "var<storage, read_write> out", f"array<{element}>"))
+        for i, (name, access, element) in enumerate(self.scratch):
+            found.append((Binding(Role.SCRATCH, i), f"var<storage, {access}> {name}",
+                          f"array<{element}>"))  # fmt: skip
+        if self.n_args:
+            found.append((Binding(Role.ARGS), "var<uniform> args", "Arguments"))
+        return found
+
+    def head(self, with_output: bool = True) -> str:
+        """Directives, bindings, helpers and functions: the top of the shader."""
+        parts = []
+        if self.features():
+            parts.append("enable f16;")
+        if self.n_args:
+            parts.append(f"struct Arguments {{\n  v: array<vec4<u32>, {-(-self.n_args // 4)}>,\n}}")
+        parts.append("\n".join(
+            f"@group(0) @binding({i}) {name}: {type_};"
+            for i, (_, name, type_) in enumerate(self._bound(with_output))
+        ))  # fmt: skip
+        if self.helpers.used:
+            parts.append(self.helpers.text())
+        return "\n\n".join([*parts, *self.functions])
+
+    def dispatch(self, code: str, grid: tuple[Dim, Dim, Dim], with_output: bool = True) -> Pass:
+        return Pass(code, tuple(b for b, _, _ in self._bound(with_output)), grid)
+
+
+def unravel(flat: str, shape: Sequence[Dim], names: Sequence[str]) -> list[str]:
+    """Statements that split the u32 `flat` into row-major coordinates, as i32 `names`."""
+    lines, rest = [], flat
+    for i in reversed(range(len(shape))):
+        if i == 0:
+            lines.append(f"let {names[0]} = i32({rest});")
+        elif shape[i] == 1:
+            lines.append(f"let {names[i]} = 0i;")
+        else:
+            size = dim_text(shape[i])
+            lines.append(f"let {names[i]} = i32({rest} % {size});")
+            if any(size_ != 1 for size_ in shape[:i]):
+                lines.append(f"let {names[i]}_rest = {rest} / {size};")
+                rest = f"{names[i]}_rest"
+            else:
+                rest = "0u"
+    return lines
+
+
+def size_of(shape: Sequence[Dim]) -> str:
+    """Number of elements of a shape, as a u32 expression."""
+    return dim_text(product(shape))

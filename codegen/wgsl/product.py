@@ -1,0 +1,312 @@
+"""What `matmul` and `conv` share: a product whose A and B are read through functions.
+
+C[z, m, n] = sum_k A[z, m, k] * B[z, k, n]. The caller defines in the module
+  a_at(z, m, k) -> f32             one element, k < K
+  a_load(z, m, k) -> vec4<f32>     A[m, k .. k + 3], zeros from K on; k a multiple of 4
+  b_load(z, k, n) -> vec4<f32>     B[k, n .. n + 3]; n a multiple of 4
+  put4(z, m, n, vec4<f32>)         epilogue and store
+and chooses among three forms: tiles staged in workgroup memory, few rows (the k axis divided
+among threads), and tiles with the k axis divided among workgroups.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from .. import scalar as sc
+from ..caps import WgslCaps
+from ..dims import Dim, ceildiv
+from ..scalar import Scalar
+from .kernel import Pass, WgslKernel
+from .module import Module, dim_multiple, dim_text, fill, fold_grid
+
+
+class Order(enum.Enum):
+    """Along which axis neighbouring elements of B lie in memory."""
+
+    PANEL = "panel"  # packed panels of 8 columns
+    N = "n"
+    K = "k"
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Knobs. A workgroup computes bm x bn, a thread tm x tn, bk of the k axis at a time."""
+
+    bm: int
+    bn: int
+    bk: int
+    tm: int
+    tn: int
+    splits: int = 1  # of the k axis, among workgroups; a second pass adds them up
+
+    @property
+    def threads(self) -> int:
+        return (self.bm // self.tm) * (self.bn // self.tn)
+
+    @property
+    def storage(self) -> int:
+        """Bytes of workgroup memory, with the padding that keeps its banks apart."""
+        return 16 * (self.bm * (self.bk // 4 + 1) + self.bn // 8 * (self.bk * 2 + 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Few:
+    """Knobs. A workgroup computes rows x 4 columns; its threads divide columns, then k."""
+
+    rows: int
+    columns: int  # vec4s of columns per workgroup
+    shares: int  # threads that divide the k axis; a power of two
+
+
+Knobs = Tile | Few
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Sizes and access patterns, over the same arguments as the spec."""
+
+    z: Dim
+    m: Dim
+    n: Dim
+    k: Dim
+    a_along_k: bool  # neighbouring elements of A lie along k, else along m
+    b: Order
+
+
+@dataclass(frozen=True, slots=True)
+class TileFields:
+    """What the tile template sees."""
+
+    head: str
+    bm: int
+    bn: int
+    bk: int
+    tm: int
+    tn: int
+    m: str
+    n: str
+    k: str
+    z: str
+    a_along_k: bool
+    b_panel: bool
+    b_along_n: bool
+    check_k: bool
+    split: bool
+    splits: int
+
+
+@dataclass(frozen=True, slots=True)
+class FewFields:
+    """What the few-rows template sees."""
+
+    head: str
+    rows: int
+    columns: int
+    shares: int
+    m: str
+    n: str
+    k: str
+    z: str
+
+
+@dataclass(frozen=True, slots=True)
+class FinishFields:
+    """What the second pass of a split product sees."""
+
+    head: str
+    splits: int
+    m: str
+    n: str
+    z: str
+
+
+_TILES = (
+    # (bm, bn, bk, tm, tn), large to small
+    (128, 128, 8, 8, 8), (128, 128, 16, 8, 8), (128, 64, 16, 8, 8), (64, 128, 16, 8, 8),
+    (64, 64, 16, 8, 4), (64, 64, 16, 4, 4), (64, 64, 16, 8, 8), (64, 64, 32, 8, 4),
+    (64, 32, 32, 4, 4), (32, 64, 32, 4, 4), (32, 32, 32, 4, 4), (32, 32, 16, 2, 4),
+    (16, 64, 32, 2, 4), (16, 64, 16, 4, 4), (16, 32, 32, 2, 4), (64, 16, 32, 4, 4),
+)  # fmt: skip
+_SMALL = (32, 32, 32, 4, 4)
+
+
+def space(p: Product, caps: WgslCaps) -> list[Knobs]:
+    """Tiles from large to small, those that fill a device first; few-rows forms for small M."""
+    tiles = [t for t in (Tile(*shape) for shape in _TILES) if _legal(t, caps)]
+    few = [f for f in _few(p) if _legal_few(f, caps)]
+    m, n, z, k = (x if isinstance(x, int) else None for x in (p.m, p.n, p.z, p.k))
+    # Where sizes are dynamic, assume a middling product.
+    work = [(_waste(t, m or 256, n or 256), _groups(t, m or 256, n or 256, z or 1), t) for t in tiles]
+    enough = [t for waste, groups, t in work if groups >= 128 and waste <= 1.35]
+    fallback = [t for waste, groups, t in sorted(work, key=lambda w: (w[0] > 1.6, -min(w[1], 128)))]
+    ordered = list(dict.fromkeys([*enough, *fallback]))
+    splits: list[Tile] = []
+    if k is not None and k >= 512:
+        for waste, groups, t in work:
+            want = min(16, 256 // max(groups, 1), k // 128)
+            if groups < 128 and want >= 2 and waste <= 1.35:
+                splits.append(Tile(t.bm, t.bn, t.bk, t.tm, t.tn, 1 << (want.bit_length() - 1)))
+    if m is not None and m <= 8:
+        return [*few, *ordered[-3:]]
+    return [*ordered[:12], *splits[:6], *few[:3]]
+
+
+def _waste(t: Tile, m: int, n: int) -> float:
+    """Work done over work wanted."""
+    return (-(-m // t.bm) * t.bm) * (-(-n // t.bn) * t.bn) / max(m * n, 1)
+
+
+def _groups(t: Tile, m: int, n: int, z: int) -> int:
+    return -(-m // t.bm) * -(-n // t.bn) * z
+
+
+def _legal(t: Tile, caps: WgslCaps) -> bool:
+    return (
+        t.storage <= caps.max_workgroup_storage
+        and t.threads <= min(caps.max_invocations, caps.max_workgroup_size[0])
+    )  # fmt: skip
+
+
+def _few(p: Product) -> list[Few]:
+    m = p.m if isinstance(p.m, int) else 4
+    rows = next(r for r in (1, 2, 4, 8) if r >= min(m, 8))
+    if p.b is Order.PANEL:
+        pairs = [(2, 32), (2, 64), (2, 16), (4, 32), (4, 16), (2, 128), (8, 8)]
+    elif p.b is Order.N:
+        pairs = [(8, 8), (8, 16), (16, 8), (4, 16), (8, 32), (16, 4), (32, 4)]
+    else:
+        pairs = [(1, 64), (1, 32), (2, 32), (1, 128), (2, 64), (4, 32), (1, 256)]
+    return [Few(rows, columns, shares) for columns, shares in pairs]
+
+
+def _legal_few(f: Few, caps: WgslCaps) -> bool:
+    threads = f.columns * f.shares
+    return (
+        threads <= min(caps.max_invocations, caps.max_workgroup_size[0])
+        and 16 * f.rows * threads <= caps.max_workgroup_storage
+    )
+
+
+def render(p: Product, knobs: Knobs, module: Module, name: str) -> WgslKernel:
+    if isinstance(knobs, Few):
+        return _render_few(p, knobs, module, name)
+    return _render_tile(p, knobs, module, name)
+
+
+def _render_few(p: Product, f: Few, module: Module, name: str) -> WgslKernel:
+    fields = FewFields(
+        head=module.head(),
+        rows=f.rows,
+        columns=f.columns,
+        shares=f.shares,
+        m=dim_text(p.m),
+        n=dim_text(p.n),
+        k=dim_text(p.k),
+        z=dim_text(p.z),
+    )
+    grid = fold_grid(ceildiv(p.n, f.columns * 4) * ceildiv(p.m, f.rows) * p.z)
+    return WgslKernel(
+        f"{name}_few_{f.rows}x{f.columns}x{f.shares}",
+        (module.dispatch(fill("product_few", fields), grid),),
+        (),
+        module.features(),
+    )
+
+
+def _render_tile(p: Product, t: Tile, module: Module, name: str) -> WgslKernel:
+    split = t.splits > 1
+    finish: Pass | None = None
+    scratch: tuple[Dim, ...] = ()
+    used = set(module.used)
+    if split:
+        raise NotImplementedError
+    del used
+    fields = TileFields(
+        head=module.head(),
+        bm=t.bm,
+        bn=t.bn,
+        bk=t.bk,
+        tm=t.tm,
+        tn=t.tn,
+        m=dim_text(p.m),
+        n=dim_text(p.n),
+        k=dim_text(p.k),
+        z=dim_text(p.z),
+        a_along_k=p.a_along_k,
+        b_panel=p.b is Order.PANEL,
+        b_along_n=p.b is Order.N,
+        check_k=not dim_multiple(p.k, t.bk),
+        split=split,
+        splits=t.splits,
+    )
+    grid = fold_grid(ceildiv(p.m, t.bm) * ceildiv(p.n, t.bn) * p.z * t.splits)
+    first = module.dispatch(fill("product", fields), grid)
+    return WgslKernel(
+        f"{name}_{t.bm}x{t.bn}x{t.bk}_{t.tm}x{t.tn}" + (f"_split{t.splits}" if split else ""),
+        (first, finish) if finish else (first,),
+        scratch,
+        module.features(),
+    )
+
+
+def define_a(
+    module: Module, index: Scalar, inside: Scalar | None, k: Dim, vector: bool
+) -> None:
+    """a_at and a_load for operand 0; `index` and `inside` are over AXIS (z, m, k).
+
+    Where `inside` is false the element is 0. `vector`: index runs along k, K is a multiple of 4.
+    """
+    names = {sc.axis(0): "z", sc.axis(1): "m", sc.axis(2): "k"}
+    speller = module.speller(names)
+    roots = [index] if inside is None else [index, inside]
+    spelled = speller.spell(*roots)
+    at = spelled[0]
+    head = "(z: i32, m: i32, k: i32)"
+    body = list(speller.lines)
+    if inside is not None:
+        zero = "vec4<f32>()" if vector else "0.0f"
+        body.append(f"if (!{spelled[1]}) {{ return {zero}; }}")
+    if vector:
+        value = module.element4(0, f"u32({at}) / 4u")
+        module.text(f"fn a_load{head} -> vec4<f32> {{", [
+            f"if (u32(k) >= {dim_text(k)}) {{ return vec4<f32>(); }}", *body, f"return {value};",
+        ])  # fmt: skip
+        module.text(f"fn a_at{head} -> f32 {{", ["return a_load(z, m, k & ~3)[k & 3];"])
+        return
+    module.text(f"fn a_at{head} -> f32 {{", [*body, f"return {module.element(0, at)};"])
+    lines = ["var v = vec4<f32>();"]
+    for i, c in enumerate("xyzw"):
+        step = f"k + {i}" if i else "k"
+        lines.append(f"if (u32({step}) < {dim_text(k)}) {{ v.{c} = a_at(z, m, {step}); }}")
+    if dim_multiple(k, 4):
+        inner = ", ".join(f"a_at(z, m, k{f' + {i}' if i else ''})" for i in range(4))
+        lines = [f"if (u32(k) >= {dim_text(k)}) {{ return vec4<f32>(); }}",
+                 f"return vec4<f32>({inner});"]  # fmt: skip
+    else:
+        lines.append("return v;")
+    module.text(f"fn a_load{head} -> vec4<f32> {{", lines)
+
+
+def define_b_panels(module: Module, n: Dim, k: Dim, panels: bool) -> None:
+    """b_load for packed operand 1; `panels`: one packed matrix after the other along z."""
+    base = f"u32(z) * {dim_text(ceildiv(n, 8))} + u32(n) / 8u" if panels else "u32(n) / 8u"
+    at = f"(({base}) * {dim_text(k)} + u32(k)) * 2u + (u32(n) / 4u) % 2u"
+    value = module.element4(1, at)
+    module.text("fn b_load(z: i32, k: i32, n: i32) -> vec4<f32> {", [f"return {value};"])
+
+
+def define_b(module: Module, index: Scalar, vector: bool) -> None:
+    """b_load for operand 1 through `index` over AXIS (z, k, n)."""
+    names = {sc.axis(0): "z", sc.axis(1): "k", sc.axis(2): "n"}
+    speller = module.speller(names)
+    (at,) = speller.spell(index)
+    head = "(z: i32, k: i32, n: i32)"
+    if vector:
+        value = module.element4(1, f"u32({at}) / 4u")
+        module.text(f"fn b_load{head} -> vec4<f32> {{", [*speller.lines, f"return {value};"])
+        return
+    module.text(f"fn b_at{head} -> f32 {{", [*speller.lines, f"return {module.element(1, at)};"])
+    inner = ", ".join(f"b_at(z, k, n{f' + {i}' if i else ''})" for i in range(4))
+    module.text(f"fn b_load{head} -> vec4<f32> {{", [f"return vec4<f32>({inner});"])
