@@ -1,0 +1,17 @@
+"""Types, shapes and known sizes of every value; see `engine.infer_graph`."""
+
+from . import control, elementwise, movement, neural, reduce
+from .engine import Problems, infer_graph, infer_node
+from .registry import DataDependent
+
+__all__ = [
+    "DataDependent",
+    "Problems",
+    "control",
+    "elementwise",
+    "infer_graph",
+    "infer_node",
+    "movement",
+    "neural",
+    "reduce",
+]

@@ -1,0 +1,230 @@
+"""One walk over a graph that types every value, follows sizes and folds constants.
+
+Inference and folding need each other (a Reshape's new shape may be the end of a long chain of
+constants), so they are one walk. On the way older operator forms are rewritten, `If` with a
+constant condition is replaced by the branch taken, and nodes that only compute known sizes go.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..codegen.dims import Expr
+from ..errors import ModelError, UnsupportedError
+from ..graph import Graph, Node, TensorType, outer_names, subgraphs
+from . import symbolic
+from .evaluate import as_type, can_fold, evaluate
+from .fallback import infer_with_onnx
+from .registry import TABLE, Site
+
+Rewrite = Callable[[Graph, Node, int], "list[Node] | None"]
+
+
+@dataclass(slots=True)
+class Problems:
+    """What was found wrong, so that it can be reported together."""
+
+    unsupported: list[tuple[Node, UnsupportedError]] = field(default_factory=list)
+    blocked: list[Node] = field(default_factory=list)
+    """Nodes that could not be typed because of an unsupported one before them."""
+
+
+def infer_node(graph: Graph, node: Node) -> None:
+    """Set the types (and known elements) of a node's outputs.
+
+    Raises:
+        ModelError: the node contradicts its inputs.
+        UnsupportedError: the operator is not known, or its output's shape depends on data.
+    """
+    site = Site(graph, node)
+    function = TABLE.get((node.domain, node.op), infer_with_onnx)
+    for name in filter(None, node.outputs):
+        graph.values.pop(name, None)
+    found = function(site)
+    types = [found] if isinstance(found, TensorType) else list(found)
+    for name, type_ in zip(node.outputs, types, strict=False):
+        if name and type_ is not None:
+            shape = tuple(map(site.resolve, type_.shape))
+            if any(isinstance(d, int) and not 0 <= d < 2**40 for d in shape):
+                raise site.error("an output's size is out of range", got=list(map(str, shape)))
+            graph.types[name] = TensorType(type_.dtype, shape)
+    missing = [name for name in node.outputs if name and name not in graph.types]
+    if missing:
+        raise site.error("the node has more outputs than its operator", got=missing)
+
+
+def infer_graph(
+    graph: Graph, problems: Problems | None = None, rewrite: Rewrite | None = None
+) -> bool:
+    """Type every value of `graph`, fold what is constant; returns whether nodes went or changed.
+
+    With `problems`, unsupported nodes are collected there and inference goes on without them;
+    otherwise the first one raises.
+
+    Raises:
+        ModelError: a node contradicts its inputs.
+        UnsupportedError: see above.
+    """
+    version = graph.opsets.get("", 0)
+    todo: deque[tuple[Node, int]] = deque((node, version) for node in graph.nodes)
+    done: list[Node] = []
+    changed = False
+    outputs = set(graph.outputs)
+    while todo:
+        node, since = todo.popleft()
+        if node.op in _CONSTANT_OPS and not node.domain:
+            _constant_node(graph, node, outputs, done)
+            changed = True
+            continue
+        if any(name not in graph.types for name in outer_names(node)):
+            if problems is None:
+                missing = [n for n in outer_names(node) if n not in graph.types]
+                raise ModelError("an input has no type", where=node.where(), got=missing)
+            problems.blocked.append(node)
+            done.append(node)
+            continue
+        try:
+            new = rewrite(graph, node, since) if rewrite else None
+            if new is None and node.op == "If" and not node.domain:
+                new = _constant_if(graph, node)
+                if new is not None:
+                    todo.extendleft((n, since) for n in reversed(new))
+                    changed = True
+                    continue
+            if new is not None:
+                # What a rewrite returns is in the newest form.
+                todo.extendleft((n, _NEWEST) for n in reversed(new))
+                changed = True
+                continue
+            for body in subgraphs(node):
+                _enter(graph, body)
+            infer_node(graph, node)
+        except UnsupportedError as error:
+            if problems is None:
+                raise
+            problems.unsupported.append((node, error))
+            done.append(node)
+            continue
+        if _settle(graph, node, outputs, done):
+            changed = True
+    graph.nodes = done
+    return changed
+
+
+_NEWEST = 1 << 20
+_CONSTANT_OPS = {"Constant"}
+
+
+def _enter(graph: Graph, body: Graph) -> None:
+    """Let a body see the values around it."""
+    body.types = {**graph.types, **body.types}
+    body.constants = {**graph.constants, **body.constants}
+    body.values = {**graph.values, **body.values}
+    body.equal = graph.equal
+
+
+def _constant_node(graph: Graph, node: Node, outputs: set[str], done: list[Node]) -> None:
+    """A Constant becomes an entry of `constants`."""
+    value = next((v for v in node.attrs.values() if v is not None), None)
+    if isinstance(value, (str, bytes)) or (
+        isinstance(value, list) and any(isinstance(x, str) for x in value)
+    ):
+        raise UnsupportedError(
+            "strings are not supported", where=node.where(), remedy="Compute them outside the model"
+        )
+    if not isinstance(value, np.ndarray):
+        kind = "float32" if any("float" in name for name in node.attrs) else "int64"
+        value = np.array(value, dtype=kind)
+    name = graph.add_constant(node.outputs[0], value)
+    _rename_or_keep(graph, node.outputs[0], name, outputs, done)
+
+
+def _rename_or_keep(graph: Graph, old: str, new: str, outputs: set[str], done: list[Node]) -> None:
+    """`old` is what constant `new` holds; a graph's output stays the output of a node."""
+    graph.types[old] = graph.types[new]
+    if old in outputs:
+        done.append(Node("Identity", [new], [old], name=old))
+        return
+    graph.constants[old] = graph.constants.pop(new)
+    del graph.types[new]
+
+
+def _settle(graph: Graph, node: Node, outputs: set[str], done: list[Node]) -> bool:
+    """Keep the node, or replace it by what is known of its outputs; returns whether it went."""
+    names = [name for name in node.outputs if name]
+    for name in names:
+        elements = graph.values.get(name)
+        if elements is not None and not any(isinstance(x, Expr) for x in elements):
+            # Graph outputs stay products of a node, but readers may know the elements.
+            if name not in outputs:
+                array = np.array(elements, dtype=graph.types[name].dtype.numpy)
+                graph.constants[name] = as_type(array, graph.types[name])
+                del graph.values[name]
+    if all(name in graph.constants for name in names):
+        return True
+    kept_identity = node.op == "Identity" and names[0] in outputs
+    if not kept_identity and can_fold(graph, node):
+        try:
+            found = evaluate(graph, node)
+        except Exception as error:
+            raise UnsupportedError(
+                "the node's inputs are constant, but it could not be computed",
+                where=node.where(),
+                got=f"{type(error).__name__}: {error}",
+                remedy="Replace the node by its result when exporting",
+            ) from error
+        for name, array in zip(node.outputs, found, strict=False):
+            if not name or array is None:
+                continue
+            graph.values.pop(name, None)
+            if name in outputs:
+                constant = graph.fresh(name)
+                graph.constants[constant] = array
+                graph.types[constant] = graph.types[name]
+                done.append(Node("Identity", [constant], [name], name=name))
+            else:
+                graph.constants[name] = array
+        return True
+    if all(name in graph.values for name in names) and not outputs.intersection(names):
+        return True
+    done.append(node)
+    return False
+
+
+def _constant_if(graph: Graph, node: Node) -> list[Node] | None:
+    """The branch of an If whose condition is known, renamed into the surrounding graph."""
+    condition = graph.known(node.inputs[0])
+    if condition is None or not all(isinstance(c, int) for c in condition):
+        return None
+    branch = node.attrs["then_branch" if condition[0] else "else_branch"]
+    assert isinstance(branch, Graph)
+    own = {*branch.constants, *branch.producers()}
+    names: dict[str, str] = {}
+    for name in sorted(own):
+        names[name] = graph.fresh(name)
+        # A placeholder keeps `fresh` from giving the name away twice.
+        if name in branch.constants:
+            graph.constants[names[name]] = branch.constants[name]
+            graph.types[names[name]] = branch.types[name]
+    nodes = [_renamed(inner, names) for inner in branch.nodes]
+    for inner_out, out in zip(branch.outputs, node.outputs, strict=True):
+        nodes.append(Node("Identity", [names.get(inner_out, inner_out)], [out], name=out))
+    return nodes
+
+
+def _renamed(node: Node, names: dict[str, str]) -> Node:
+    for body in subgraphs(node):
+        hidden = {*body.inputs, *body.constants, *body.producers()}
+        inner = {k: v for k, v in names.items() if k not in hidden}
+        body.nodes = [_renamed(n, inner) for n in body.nodes]
+        body.outputs = [inner.get(o, o) for o in body.outputs]
+    node.inputs = [names.get(i, i) for i in node.inputs]
+    node.outputs = [names.get(o, o) for o in node.outputs]
+    return node
+
+
+__all__ = ["Problems", "infer_graph", "infer_node", "symbolic"]

@@ -1,0 +1,144 @@
+"""Constant folding: what a node gives for constant inputs, by ONNX's reference implementation.
+
+The operators that exporters leave between weights and their users are computed by NumPy directly,
+because the reference evaluator costs a millisecond per node.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from onnx.reference import ReferenceEvaluator
+
+from ..codegen.dims import product
+from ..graph import DType, Graph, Node, TensorType, subgraphs
+from ..onnx_types import LATEST, node_proto
+
+Array = np.ndarray[Any, Any]
+
+GROWTH = 2
+SMALL = 1 << 16
+"""A folded value may have `GROWTH` times its inputs' bytes, or `SMALL` bytes: an Expand of one
+number to a million is better computed where it is used."""
+
+_NEVER = {
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
+    "Bernoulli", "Dropout", "If", "Loop", "Scan", "LSTM", "GRU", "RNN",
+}  # fmt: skip
+_MAY_GROW = {"DequantizeLinear", "Cast"}
+
+_UNARY: dict[str, Callable[[Array], Array]] = {
+    "Identity": lambda x: x,
+    "Neg": np.negative,
+    "Abs": np.abs,
+    "Sqrt": np.sqrt,
+    "Exp": np.exp,
+    "Log": np.log,
+    "Floor": np.floor,
+    "Ceil": np.ceil,
+    "Not": np.logical_not,
+    "Reciprocal": np.reciprocal,
+}
+_BINARY: dict[str, Callable[[Array, Array], Array]] = {
+    "Add": np.add,
+    "Sub": np.subtract,
+    "Mul": np.multiply,
+    "MatMul": np.matmul,
+    "Equal": np.equal,
+    "Less": np.less,
+    "LessOrEqual": np.less_equal,
+    "Greater": np.greater,
+    "GreaterOrEqual": np.greater_equal,
+    "And": np.logical_and,
+    "Or": np.logical_or,
+}
+
+
+def can_fold(graph: Graph, node: Node) -> bool:
+    """Whether a node's inputs are constants and its outputs not too large. Types are inferred."""
+    names = [name for name in node.inputs if name]
+    if node.op in _NEVER or node.domain or subgraphs(node) or not names:
+        return False
+    if not all(name in graph.constants for name in names):
+        return False
+    before = sum(graph.constants[name].nbytes for name in names)
+    after = 0
+    for out in filter(None, node.outputs):
+        type_ = graph.types[out]
+        count = product(type_.shape)
+        if not isinstance(count, int):
+            return False
+        after += count * type_.dtype.numpy.itemsize
+    if node.op in _MAY_GROW:
+        return True
+    # A product of constants is worth its time only where it is small.
+    if node.op in ("Conv", "ConvTranspose", "Einsum", "Gemm") and before > 1 << 22:
+        return False
+    return after <= max(SMALL, GROWTH * before)
+
+
+def evaluate(graph: Graph, node: Node) -> list[Array | None]:
+    """The node's outputs; raises whatever the evaluator raises."""
+    inputs = [graph.constants[name] if name else None for name in node.inputs]
+    with np.errstate(all="ignore"):
+        found = _with_numpy(graph, node, inputs)
+        if found is None:
+            found = _with_reference(graph, node)
+    return [
+        None if not name or x is None else as_type(x, graph.types[name])
+        for name, x in zip(node.outputs, found, strict=False)
+    ]
+
+
+def as_type(array: Any, type_: TensorType) -> Array:
+    made: Array = np.asarray(array).astype(type_.dtype.numpy, copy=False)
+    shape = [d for d in type_.shape if isinstance(d, int)]
+    return made if math.prod(shape) != made.size else made.reshape(shape)
+
+
+def _with_numpy(graph: Graph, node: Node, inputs: list[Array | None]) -> list[Array] | None:
+    arrays = [x for x in inputs if x is not None]
+    if len(arrays) != len(inputs):
+        return None
+    if node.op in _UNARY and arrays[0].dtype.kind in "fb":
+        return [_UNARY[node.op](arrays[0])]
+    if node.op in _BINARY:
+        return [_BINARY[node.op](arrays[0], arrays[1])]
+    if node.op == "Cast":
+        to: DType = node.attrs["to"]
+        return [arrays[0].astype(to.numpy)]
+    if node.op == "Transpose":
+        return [np.ascontiguousarray(arrays[0].transpose(node.attrs.get("perm")))]
+    if node.op == "Concat":
+        return [np.concatenate(arrays, node.attrs["axis"])]
+    if node.op == "Where":
+        return [np.where(arrays[0], arrays[1], arrays[2])]
+    if node.op in ("Reshape", "Unsqueeze", "Squeeze", "Flatten"):
+        shape = [d for d in graph.types[node.outputs[0]].shape if isinstance(d, int)]
+        return [arrays[0].reshape(shape)]
+    return None
+
+
+def _with_reference(graph: Graph, node: Node) -> list[Any]:
+    evaluator = ReferenceEvaluator(
+        _as_function(node, graph.opsets),
+        optimized=False,  # type: ignore[arg-type]
+    )
+    feeds = {name: graph.constants[name] for name in node.inputs if name}
+    return list(evaluator.run([o for o in node.outputs if o] or None, feeds))
+
+
+def _as_function(node: Node, opsets: dict[str, int]) -> Any:
+    from onnx import helper
+
+    return helper.make_function(
+        "pywebgpu",
+        "Folded",
+        list(dict.fromkeys(name for name in node.inputs if name)),
+        [name for name in node.outputs if name],
+        [node_proto(node)],
+        [helper.make_opsetid("", min(opsets.get("", LATEST), LATEST))],
+    )
