@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
@@ -110,7 +110,7 @@ def _read(
                 where=str(path),
                 got=f"{size} bytes",
                 expected=f"at most {_TWO_GIB} bytes",
-                remedy="Save the model with external data (onnx.save(..., save_as_external_data=True))",
+                remedy="Save it with onnx.save(..., save_as_external_data=True)",
             )
         data = path.read_bytes()
     except OSError as error:

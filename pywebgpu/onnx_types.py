@@ -1,4 +1,4 @@
-"""The two-way street between ONNX's protobuf forms and ours, for types, tensors and single nodes."""
+"""Between ONNX's protobuf forms and ours: element types, tensors, attributes, single nodes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def dtype_of(code: int, where: str) -> DType:
     if code in ELEMENT_TYPES:
         return ELEMENT_TYPES[code]
     try:
-        name = TensorProto.DataType.Name(code).lower()  # type: ignore[arg-type]
+        name = TensorProto.DataType.Name(code).lower()
     except ValueError:
         raise ModelError("unknown element type", where=where, got=code) from None
     raise UnsupportedError(
@@ -70,9 +70,8 @@ def array_of(tensor: TensorProto, where: str) -> tuple[DType, np.ndarray[Any, An
         # The number of elements is compared first, so that a tensor of a few bytes that claims
         # to have 2**60 elements allocates nothing.
         if tensor.HasField("raw_data"):
-            bits = {TensorProto.INT4: 4, TensorProto.UINT4: 4}.get(
-                tensor.data_type, 8 * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-            )
+            narrow = tensor.data_type in (TensorProto.INT4, TensorProto.UINT4)
+            bits = 4 if narrow else 8 * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
             if len(tensor.raw_data) != (count * bits + 7) // 8:
                 raise ValueError(f"{len(tensor.raw_data)} bytes for {count} elements")
         elif count > 0 and count > 2 * sum(
@@ -102,9 +101,7 @@ def attribute_proto(name: str, value: Any) -> onnx.AttributeProto:
 def node_proto(node: Node) -> onnx.NodeProto:
     """A node as protobuf. Its attributes must be ONNX's (no `INTERNAL` operators)."""
     proto = helper.make_node(node.op, node.inputs, node.outputs, name=node.name, domain=node.domain)
-    proto.attribute.extend(
-        attribute_proto(k, v)
-        for k, v in node.attrs.items()
-        if v is not None and not (isinstance(v, list) and not v)
-    )
+    for name, value in node.attrs.items():
+        if value is not None and not (isinstance(value, list) and not value):
+            proto.attribute.append(attribute_proto(name, value))
     return proto

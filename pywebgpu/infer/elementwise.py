@@ -2,66 +2,21 @@
 
 from __future__ import annotations
 
+from ..codegen.dims import Dim
 from ..graph import DType, TensorType
 from . import elements as el
 from . import symbolic
 from .registry import Site, infers, like
 
-_UNARY = [
-    "Abs",
-    "Neg",
-    "Sign",
-    "Floor",
-    "Ceil",
-    "Round",
-    "Sqrt",
-    "Reciprocal",
-    "Exp",
-    "Log",
-    "Erf",
-    "Sin",
-    "Cos",
-    "Tan",
-    "Asin",
-    "Acos",
-    "Atan",
-    "Sinh",
-    "Cosh",
-    "Asinh",
-    "Acosh",
-    "Atanh",
-    "Tanh",
-    "Sigmoid",
-    "Relu",
-    "LeakyRelu",
-    "ThresholdedRelu",
-    "Elu",
-    "Selu",
-    "Celu",
-    "Gelu",
-    "HardSigmoid",
-    "HardSwish",
-    "Mish",
-    "Softplus",
-    "Softsign",
-    "Shrink",
-    "Identity",
-    "BitwiseNot",
-    "Not",
-    "Swish",
-    "Softmax",
-    "LogSoftmax",
-    "Hardmax",
-    "LpNormalization",
-    "CumSum",
-    "CumProd",
-    "Trilu",
-    "LRN",
-    "InstanceNormalization",
-    "GroupNormalization",
-    "MeanVarianceNormalization",
-    "BatchNormalization",
-]
+_UNARY = (
+    *("Abs", "Neg", "Sign", "Floor", "Ceil", "Round", "Sqrt", "Reciprocal", "Exp", "Log", "Erf"),
+    *("Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh"),
+    *("Tanh", "Sigmoid", "Relu", "LeakyRelu", "ThresholdedRelu", "Elu", "Selu", "Celu", "Gelu"),
+    *("HardSigmoid", "HardSwish", "Mish", "Softplus", "Softsign", "Shrink", "Swish"),
+    *("Identity", "BitwiseNot", "Not", "Softmax", "LogSoftmax", "Hardmax", "LpNormalization"),
+    *("CumSum", "CumProd", "Trilu", "LRN", "InstanceNormalization", "GroupNormalization"),
+    *("MeanVarianceNormalization", "BatchNormalization"),
+)
 
 
 def _float_to_int_safe(site: Site) -> None:
@@ -183,7 +138,7 @@ def infer_variadic(site: Site) -> TensorType:
     elif site.node.op in ("Min", "Max"):
         pick = symbolic.smallest if site.node.op == "Min" else symbolic.largest
 
-        def fold(*args: el.Dim) -> el.Dim:
+        def fold(*args: Dim) -> Dim:
             out = args[0]
             for item in args[1:]:
                 out = pick(out, item)

@@ -158,12 +158,13 @@ def _settle(graph: Graph, node: Node, outputs: set[str], done: list[Node]) -> bo
     names = [name for name in node.outputs if name]
     for name in names:
         elements = graph.values.get(name)
-        if elements is not None and not any(isinstance(x, Expr) for x in elements):
-            # Graph outputs stay products of a node, but readers may know the elements.
-            if name not in outputs:
-                array = np.array(elements, dtype=graph.types[name].dtype.numpy)
-                graph.constants[name] = as_type(array, graph.types[name])
-                del graph.values[name]
+        # Graph outputs stay products of a node, but readers may know the elements.
+        if elements is None or name in outputs:
+            continue
+        if not any(isinstance(x, Expr) for x in elements):
+            array = np.array(elements, dtype=graph.types[name].dtype.numpy)
+            graph.constants[name] = as_type(array, graph.types[name])
+            del graph.values[name]
     if all(name in graph.constants for name in names):
         return True
     kept_identity = node.op == "Identity" and names[0] in outputs
@@ -177,17 +178,17 @@ def _settle(graph: Graph, node: Node, outputs: set[str], done: list[Node]) -> bo
                 got=f"{type(error).__name__}: {error}",
                 remedy="Replace the node by its result when exporting",
             ) from error
-        for name, array in zip(node.outputs, found, strict=False):
-            if not name or array is None:
+        for name, value in zip(node.outputs, found, strict=False):
+            if not name or value is None:
                 continue
             graph.values.pop(name, None)
             if name in outputs:
                 constant = graph.fresh(name)
-                graph.constants[constant] = array
+                graph.constants[constant] = value
                 graph.types[constant] = graph.types[name]
                 done.append(Node("Identity", [constant], [name], name=name))
             else:
-                graph.constants[name] = array
+                graph.constants[name] = value
         return True
     if all(name in graph.values for name in names) and not outputs.intersection(names):
         return True

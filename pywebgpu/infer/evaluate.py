@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from ..codegen.dims import product
@@ -29,6 +30,8 @@ _NEVER = {
     "Bernoulli", "Dropout", "If", "Loop", "Scan", "LSTM", "GRU", "RNN",
 }  # fmt: skip
 _MAY_GROW = {"DequantizeLinear", "Cast"}
+_VIEWS = {"ConstantOfShape", "Expand"}
+"""Folded to arrays with strides of 0, which take no memory until a kernel's weights are packed."""
 
 _UNARY: dict[str, Callable[[Array], Array]] = {
     "Identity": lambda x: x,
@@ -72,8 +75,8 @@ def can_fold(graph: Graph, node: Node) -> bool:
         if not isinstance(count, int):
             return False
         after += count * type_.dtype.numpy.itemsize
-    if node.op in _MAY_GROW:
-        return True
+    if node.op in _MAY_GROW or node.op in _VIEWS:
+        return after <= 1 << 30
     # A product of constants is worth its time only where it is small.
     if node.op in ("Conv", "ConvTranspose", "Einsum", "Gemm") and before > 1 << 22:
         return False
@@ -110,6 +113,13 @@ def _with_numpy(graph: Graph, node: Node, inputs: list[Array | None]) -> list[Ar
     if node.op == "Cast":
         to: DType = node.attrs["to"]
         return [arrays[0].astype(to.numpy)]
+    if node.op in _VIEWS:
+        shape = [d for d in graph.types[node.outputs[0]].shape if isinstance(d, int)]
+        if node.op == "Expand":
+            return [np.broadcast_to(arrays[0], shape)]
+        fill = node.attrs.get("value")
+        scalar = np.zeros((), np.float32) if fill is None else fill.reshape(())
+        return [np.broadcast_to(scalar, shape)]
     if node.op == "Transpose":
         return [np.ascontiguousarray(arrays[0].transpose(node.attrs.get("perm")))]
     if node.op == "Concat":
@@ -123,22 +133,15 @@ def _with_numpy(graph: Graph, node: Node, inputs: list[Array | None]) -> list[Ar
 
 
 def _with_reference(graph: Graph, node: Node) -> list[Any]:
-    evaluator = ReferenceEvaluator(
-        _as_function(node, graph.opsets),
-        optimized=False,  # type: ignore[arg-type]
-    )
-    feeds = {name: graph.constants[name] for name in node.inputs if name}
-    return list(evaluator.run([o for o in node.outputs if o] or None, feeds))
-
-
-def _as_function(node: Node, opsets: dict[str, int]) -> Any:
-    from onnx import helper
-
-    return helper.make_function(
+    outputs = [name for name in node.outputs if name]
+    function = helper.make_function(
         "pywebgpu",
         "Folded",
         list(dict.fromkeys(name for name in node.inputs if name)),
-        [name for name in node.outputs if name],
+        outputs,
         [node_proto(node)],
-        [helper.make_opsetid("", min(opsets.get("", LATEST), LATEST))],
+        [helper.make_opsetid("", LATEST)],
     )
+    feeds = {name: graph.constants[name] for name in node.inputs if name}
+    found = dict(zip(outputs, ReferenceEvaluator(function).run(None, feeds), strict=True))
+    return [found.get(name) for name in node.outputs]

@@ -68,7 +68,7 @@ def infer_reshape(site: Site) -> TensorType:
 
 
 def _missing(site: Site, shape: Shape, out: list[Dim], hole: int) -> Dim:
-    """What -1 stands for: equal sizes cancel first, so that no size divides by one that may be 0."""
+    """What -1 stands for. Equal sizes cancel, so that none divides by a size that may be 0."""
     have, want = list(map(site.resolve, shape)), [*out[:hole], *out[hole + 1 :]]
     want = [site.resolve(d) for d in want]
     for dim in list(want):

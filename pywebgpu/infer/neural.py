@@ -297,7 +297,7 @@ def infer_attention(site: Site) -> list[TensorType]:
         heads, kv_heads = site.attr("q_num_heads"), site.attr("kv_num_heads")
         if not heads or not kv_heads:
             raise site.error("q_num_heads and kv_num_heads are needed for inputs of rank 3")
-        b, s, width = q.shape
+        b, s = q.shape[:2]
         total = past + k.shape[1]
         k_dim, v_dim = floordiv(k.shape[2], kv_heads), floordiv(v.shape[2], kv_heads)
         out = (b, s, v_dim * heads)
