@@ -291,7 +291,7 @@ def _view(view: View, axes: Sequence[Array], env: dict[str, int]) -> Array:
 def unpack(panels: Array, k: int, n: int) -> Array:
     """K x N from the packed layout of `spec.PANEL`."""
     blocks = panels.reshape(-(-n // PANEL), k, PANEL)
-    return np.asarray(blocks.transpose(1, 0, 2).reshape(k, -1)[:, :n])
+    return np.asarray(blocks.transpose(1, 0, 2).reshape(k, len(blocks) * PANEL)[:, :n])
 
 
 def _matmul(spec: Matmul, operands: list[Array], env: dict[str, int]) -> tuple[Array, Array]:

@@ -1,0 +1,361 @@
+"""Matrix products: a register tile over packed panels, with the elementwise tail in its store.
+
+Work is a list of tiles in the order (batch, block of rows, group of panels, rows of the block):
+a block of A stays in the second-level cache while the panels pass, a panel stays in the first-level
+cache while the rows of the block pass. Threads take equal shares of that list, so products with
+one row split over columns and products with few columns over rows, with no case in between.
+
+A tile that would hang over the last row or panel is moved back instead, and computes some results
+twice: one inner function then serves all of a product with at least `rows` rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..caps import WasmCaps
+from ..dims import Dim, align, ceildiv
+from ..spec import PANEL, Matmul, Storage, View
+from .asm import I32, Function, IntLike, Local, Module, affine, imin
+from .kernel import WasmKernel
+from .partition import share
+from .product import (
+    Core,
+    Epilogue,
+    Frame,
+    Panels,
+    Tile,
+    copy_plane,
+    offset_of,
+    pack_transposed,
+    size,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """rows x (8 * panels) results are held in registers; K is unrolled by `unroll`."""
+
+    rows: int = 4
+    panels: int = 1
+    unroll: int = 4
+    block: int = 64
+    """Rows of A that are kept near while B passes."""
+    direct: bool = True
+    """Read a B with contiguous columns where it lies instead of packing it."""
+
+    @property
+    def tile(self) -> Tile:
+        return Tile(self.rows, self.panels, self.unroll)
+
+
+_GEMV_PANELS = {1: 4, 2: 2, 3: 2}
+"""With few rows, more columns at a time: enough sums in flight to hide the latency of one."""
+
+_SHAPES = ((4, 1, 4), (6, 1, 4), (5, 1, 4), (2, 2, 4), (4, 1, 8), (6, 1, 2), (3, 1, 8), (3, 2, 4),
+           (4, 2, 4), (8, 1, 4), (6, 2, 2), (10, 1, 4))  # fmt: skip
+
+
+def space(spec: Matmul, caps: WasmCaps) -> list[Knobs]:
+    """Tiles that fit the registers, for the rows that the product has."""
+    panels = ceildiv(spec.n, PANEL)
+    most = panels if isinstance(panels, int) and spec.b is None else 1
+    block = _block(spec)
+    found: dict[Knobs, None] = {}
+    if isinstance(spec.m, int) and spec.m in _GEMV_PANELS:
+        wide = _GEMV_PANELS[spec.m]
+        for p, u in (
+            (wide, 4),
+            (wide, 8),
+            (wide, 2),
+            (wide // 2, 4),
+            (wide // 2, 8),
+            (wide * 2, 4),
+        ):
+            tile = Tile(spec.m, max(1, min(p, most)), u)
+            if tile.registers <= caps.simd_registers:
+                found[Knobs(tile.rows, tile.panels, u, block)] = None
+        return list(found)
+    for rows, p, unroll in _SHAPES:
+        tile = Tile(rows, p, unroll)
+        if tile.registers > caps.simd_registers or p > max(1, most):
+            continue
+        if isinstance(spec.m, int) and rows > max(spec.m, 1):
+            continue
+        found[Knobs(rows, p, unroll, block)] = None
+    knobs = list(found) or [Knobs(max(1, spec.m if isinstance(spec.m, int) else 4), 1, 4, block)]
+    if isinstance(spec.m, int):
+        m = spec.m
+        # Least work, counting what overlapping tiles compute twice; the order above on a tie.
+        knobs.sort(key=lambda c: -(-m // c.rows) * c.rows)
+    return knobs
+
+
+def _block(spec: Matmul) -> int:
+    """Rows so that a block of A takes about 128 kB."""
+    k = spec.k if isinstance(spec.k, int) else 512
+    return max(24, min(512, (128 << 10) // (4 * max(k, 1))))
+
+
+def emit(module: Module, spec: Matmul, knobs: Knobs) -> WasmKernel:
+    return _Emitter(module, spec, knobs).kernel()
+
+
+def _contiguous(view: View, axis: int) -> bool:
+    return view.strides[axis] == 1
+
+
+class _Emitter:
+    def __init__(self, module: Module, spec: Matmul, knobs: Knobs) -> None:
+        self.module, self.spec, self.knobs = module, spec, knobs
+        self.integer = spec.operands[0] is Storage.I32
+        self.rank = len(spec.batch)
+        self.pack_a = not (_contiguous(spec.a, -1) or spec.k == 1)
+        direct = knobs.direct and spec.b is not None and _contiguous(spec.b, -1)
+        self.pack_b = spec.b is not None and not direct
+        panels = ceildiv(spec.n, PANEL)
+        self.panels = panels
+        # Moving back the last group takes at least a group; only a static size can promise it.
+        self.most = panels if isinstance(panels, int) else 1
+        self.variants = self._variants()
+        rows = max(v.rows for v in self.variants)
+        self.block_tiles = max(1, knobs.block // rows)
+        self.block_rows = self.block_tiles * rows
+        self.epilogue = Epilogue(module, spec, spec.n)
+        dump = max(v.rows * v.columns * 4 for v in self.variants)
+        self.b_at: Dim = align(dump, 64)
+        columns = max(v.columns for v in self.variants)
+        k4 = align(spec.k, 4)
+        self.a_at: Dim = self.b_at + (k4 * columns * 4 if self.pack_b else 0)
+        a_bytes: Dim = spec.k * self.block_rows * 4 + 64 if self.pack_a else 0
+        self.scratch: Dim = align(self.a_at + a_bytes, 64)
+
+    def _variants(self) -> list[Tile]:
+        """The tile; if fewer rows may come at run time, also tiles of two rows and of one."""
+        knobs, m = self.knobs, self.spec.m
+        wide = max(1, min(knobs.panels, self.most))
+        if isinstance(m, int):
+            return [Tile(max(1, min(knobs.rows, m)), wide, knobs.unroll)]
+        tiles = [Tile(knobs.rows, wide, knobs.unroll)]
+        for rows in (2, 1):
+            if rows < knobs.rows:
+                panels = max(1, min(_GEMV_PANELS[rows], self.most))
+                tiles.append(Tile(rows, panels, 2))
+        return tiles
+
+    # -- the tile ---------------------------------------------------------------------------------
+
+    def _tile(self, tile: Tile) -> Function:
+        """(frame, A's row 0, B's panel, first row, tiles, first column, M, dump, batch...)."""
+        spec = self.spec
+        f = self.module.function(
+            f"matmul_{tile.rows}x{tile.columns}", Frame.types(spec, 7 + self.rank)
+        )
+        frame, (a, b, row, count, n0, m, dump, *batch) = Frame.inner(spec, f)
+        k = f.hold(size(spec.k, frame.args))
+        stride: IntLike
+        if self.pack_a:
+            stride = f.hold(affine(k) * 4)
+        else:
+            stride = f.hold(affine(size(spec.a.strides[-2], frame.args)) * 4)
+        panels = self._panels(f, frame, tile, k)
+        i, m0, b_now = f.locals(I32, 3)
+        with f.loop_range(i, 0, count):
+            f.assign(m0, row)
+            if not (isinstance(spec.m, int) and spec.m % tile.rows == 0):
+                f.assign(m0, imin(m0, f.hold(affine(size(spec.m, frame.args)) - tile.rows)))
+            with f.scope():
+                base = f.value(a + affine(m0) * stride)
+                rows = [(base, 0)]
+                for r in range(1, tile.rows):
+                    if isinstance(stride, int):
+                        rows.append((base, r * stride))
+                    else:
+                        rows.append((f.value(rows[-1][0] + stride), 0))
+                f.assign(b_now, b)
+                core = Core(f, tile, rows, b_now, panels, self.integer)
+                core.run(k)
+                at: list[list[IntLike]] = [[*batch, m0 + r] for r in range(tile.rows)]
+                self.epilogue.store_tile(f, frame, core.acc, at, n0, n0, dump)
+            f.assign(row, row + tile.rows)
+        del m
+        return f
+
+    def _panels(self, f: Function, frame: Frame, tile: Tile, k: IntLike) -> Panels:
+        spec = self.spec
+        if spec.b is None:
+            assert isinstance(k, int), "a packed constant has a static K"
+            return Panels.packed(k, tile.panels)
+        if self.pack_b:
+            return Panels.rows(tile.columns * 4, tile.panels)
+        return Panels.rows(f.hold(affine(size(spec.b.strides[-2], frame.args)) * 4), tile.panels)
+
+    # -- the work list ----------------------------------------------------------------------------
+
+    def kernel(self) -> WasmKernel:
+        spec = self.spec
+        tiles = [self._tile(v) for v in self.variants]
+        n_ops = len(spec.operands)
+        f = self.module.function("matmul", [I32] * (4 + n_ops + spec.n_args))
+        thread, threads = f.params[:2]
+        operands, output = f.params[2 : 2 + n_ops], f.params[2 + n_ops]
+        scratch, args = f.params[3 + n_ops], f.params[4 + n_ops :]
+        frame = Frame(operands, output, args)
+        f.assign(scratch, scratch + affine(thread) * size(self.scratch, args))
+        m, n, k = (f.hold(size(d, args)) for d in (spec.m, spec.n, spec.k))
+        rows, groups = self._choose(f, m, size(self.panels, args))
+        row_tiles = f.hold((affine(m) + rows - 1) // rows)
+        per_batch = f.hold(affine(row_tiles) * groups)
+        batch: list[IntLike] = [f.hold(size(d, args)) for d in spec.batch]
+        total: IntLike = per_batch
+        for d in batch:
+            total = affine(total) * d
+        start, end = share(f, thread, threads, f.hold(total))
+        one_block = isinstance(row_tiles, int) and row_tiles <= self.block_tiles
+        packed_a, packed_b = f.value(-1), f.value(-1)
+        with f.block() as done, f.loop() as again:
+            f.push(start, end)
+            f.i32_ge_s()
+            f.br_if(done)
+            with f.scope():
+                rest: IntLike = start
+                at: IntLike = 0
+                if self.rank:
+                    at = f.value(affine(start) // per_batch)
+                    rest = f.value(start - at * per_batch)
+                block: IntLike = 0
+                in_block = row_tiles
+                if not one_block:
+                    block = f.value(affine(rest) // (affine(groups) * self.block_tiles))
+                    rest = f.value(
+                        affine(rest) - affine(block) * (affine(groups) * self.block_tiles)
+                    )
+                    left = f.value(affine(row_tiles) - affine(block) * self.block_tiles)
+                    in_block = f.value(imin(left, self.block_tiles))
+                group = f.value(affine(rest) // in_block)
+                tile = f.value(affine(rest) - affine(group) * in_block)
+                f.assign(tile, tile)
+                remaining = f.value(end - start)
+                here = f.value(affine(in_block) - tile)
+                count = f.value(imin(here, remaining))
+                coordinates = self._coordinates(f, at, batch)
+                first = f.value(affine(block) * self.block_tiles)
+                row = f.value((first + tile) * rows)
+                self._call(f, frame, tiles, rows, scratch, coordinates, first, row, count, group,
+                           (m, n, k), (at, block, packed_a, packed_b))  # fmt: skip
+                f.assign(start, start + count)
+            f.br(again)
+        return WasmKernel(f.index, self.scratch)
+
+    def _choose(self, f: Function, m: IntLike, panels: IntLike) -> tuple[IntLike, IntLike]:
+        """Rows of a tile and number of panel groups, for the rows there are."""
+
+        def groups(tile: Tile) -> IntLike:
+            return (affine(panels) + (tile.panels - 1)) // tile.panels
+
+        main = self.variants[0]
+        if isinstance(m, int):
+            return main.rows, f.hold(groups(main))
+        rows, with_rows = f.value(main.rows), f.value(groups(main))
+        for tile, larger in zip(self.variants[1:], self.variants, strict=False):
+            f.push(m, larger.rows)
+            f.i32_lt_s()
+            with f.if_():
+                f.assign(rows, tile.rows)
+                f.assign(with_rows, groups(tile))
+        return rows, with_rows
+
+    def _coordinates(self, f: Function, at: IntLike, batch: list[IntLike]) -> list[IntLike]:
+        coordinates: list[IntLike] = []
+        for d in reversed(batch[1:]):
+            coordinates.append(f.value(affine(at) % d))
+            at = f.value(affine(at) // d)
+        if batch:
+            coordinates.append(at)
+        return coordinates[::-1]
+
+    def _call(
+        self, f: Function, frame: Frame, tiles: list[Function], rows: IntLike, scratch: Local,
+        coordinates: list[IntLike], first: Local, row: Local, count: Local, group: Local,
+        sizes: tuple[IntLike, IntLike, IntLike], state: tuple[IntLike, IntLike, Local, Local],
+    ) -> None:  # fmt: skip
+        """Bring A and B into place and run `count` tiles of one group of panels."""
+        spec, args = self.spec, frame.args
+        m, n, k = sizes
+        at, block, packed_a, packed_b = state
+        a = f.value(offset_of(frame.operands[0], spec.a, [*coordinates, 0, 0], args))
+        if self.pack_a:
+            self._pack_a(f, frame, a, first, rows, m, k, (at, block, packed_a), scratch)
+
+        def call(tile: Tile, function: Function) -> None:
+            columns = tile.columns
+            last = f.hold((affine(size(self.panels, args)) - tile.panels) * PANEL)
+            n0 = f.value(group * columns)
+            f.assign(n0, imin(n0, last))
+            if spec.b is None:
+                b = f.value(frame.operands[1] + n0 * (affine(k) * 4))
+            else:
+                b = f.value(offset_of(frame.operands[1], spec.b, [*coordinates, 0, n0], args))
+                if self.pack_b:
+                    self._pack_b(f, frame, b, tile, n0, n, k, (at, group, packed_b), scratch)
+            f.push(*frame.all, a, b, row, count, n0, m, scratch, *coordinates)
+            f.call(function)
+
+        if len(tiles) == 1:
+            call(self.variants[0], tiles[0])
+            return
+        for tile, function in zip(self.variants, tiles, strict=True):
+            f.push(rows, tile.rows)
+            f.i32_eq()
+            with f.if_(), f.scope():
+                call(tile, function)
+
+    def _pack_a(
+        self, f: Function, frame: Frame, a: Local, first: Local, rows: IntLike, m: IntLike,
+        k: IntLike, state: tuple[IntLike, IntLike, Local], scratch: Local,
+    ) -> None:  # fmt: skip
+        """Copy the block's rows to scratch; leaves in `a` where row 0 would be there."""
+        at, block, packed = state
+        spec, args = self.spec, frame.args
+        target = f.value(scratch + size(self.a_at, args))
+        # The last tile may be moved back to before the block's first row.
+        begin = f.value(first * rows)
+        f.assign(begin, imin(begin, f.hold(affine(m) - rows)))
+        key = f.value(affine(at) * 0x10000 + block)
+        f.push(packed, key)
+        f.i32_ne()
+        with f.if_():
+            f.assign(packed, key)
+            left = f.value(affine(m) - begin)
+            how_many = f.value(imin(left, self.block_rows))
+            sm = affine(size(spec.a.strides[-2], args)) * 4
+            sk = affine(size(spec.a.strides[-1], args)) * 4
+            f.push(a + begin * sm, target, how_many, sm, k, sk, affine(k) * 4)
+            f.call(copy_plane(self.module))
+        f.assign(a, target - begin * (affine(k) * 4))
+
+    def _pack_b(
+        self, f: Function, frame: Frame, b: Local, tile: Tile, n0: Local, n: IntLike, k: IntLike,
+        state: tuple[IntLike, Local, Local], scratch: Local,
+    ) -> None:  # fmt: skip
+        """Copy a group of columns to scratch as [K][columns]; leaves its address in `b`."""
+        at, group, packed = state
+        spec, args = self.spec, frame.args
+        assert spec.b is not None
+        target = f.value(scratch + size(self.b_at, args))
+        key = f.value(affine(at) * 0x10000 + group)
+        f.push(packed, key)
+        f.i32_ne()
+        with f.if_():
+            f.assign(packed, key)
+            sk = affine(size(spec.b.strides[-2], args)) * 4
+            sn = affine(size(spec.b.strides[-1], args)) * 4
+            left = f.value(affine(n) - n0)
+            columns = f.value(imin(left, tile.columns))
+            if _contiguous(spec.b, -2):
+                f.push(b, target, k, sn, columns)
+                f.call(pack_transposed(self.module, tile.panels))
+            else:
+                f.push(b, target, k, sk, columns, sn, tile.columns * 4)
+                f.call(copy_plane(self.module))
+        f.assign(b, target)
