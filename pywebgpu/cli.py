@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .console import human_ms, print_json, progress_bar, run_guarded
+from .console import human_ms, print_facts, print_json, progress_bar, run_guarded
 from .errors import InputError
 
 app = typer.Typer(
@@ -136,7 +136,7 @@ def run(
       pywebgpu run model.onnx --feed image=digit.npy --save outputs.npz
     """
     from .compare import run_model
-    from .feeds import load_feed
+    from .feeds import load_feed, save_arrays
 
     _existing(model, "model or bundle")
     feeds = dict(load_feed(option) for option in feed or [])
@@ -152,10 +152,7 @@ def run(
             progress=progress,
         )
     if save is not None:
-        import numpy as np
-
-        with save.open("wb") as file:
-            np.savez(file, **report.values)
+        save_arrays(save, report.values)
     if json:
         print_json(report.to_json())
         return
@@ -178,6 +175,30 @@ def run(
             )
     if report.reference_ms_median is not None:
         print(f"  ONNX Runtime itself takes {human_ms(report.reference_ms_median)} here")
+
+
+@app.command()
+def info(
+    path: Annotated[
+        Path | None, typer.Argument(help="An ONNX file or a bundle; without one: this machine.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Describe this machine, an ONNX file or a bundle. Builds nothing.
+
+    \b
+    Examples:
+      pywebgpu info                  versions, GPUs and engines found here
+      pywebgpu info model.onnx       inputs, outputs, operators
+      pywebgpu info bundle --json    inputs, outputs, files
+    """
+    from .describe import describe, describe_machine
+
+    facts = describe_machine() if path is None else describe(path)
+    if json:
+        print_json(facts)
+    else:
+        print_facts(facts)
 
 
 @app.command()

@@ -48,6 +48,34 @@ def human_ms(milliseconds: float) -> str:
     return f"{milliseconds:.3g} ms"
 
 
+def print_facts(facts: dict[str, Any], indent: str = "") -> None:
+    """A nested JSON object as indented lines; values of the same object start in one column."""
+    width = max((len(key) for key in facts), default=0)
+    for key, value in facts.items():
+        if isinstance(value, dict) and value:
+            print(f"{indent}{key}")
+            print_facts(value, indent + "  ")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            print(f"{indent}{key}")
+            for entry in value:
+                print(f"{indent}  {_one_line(entry)}")
+        else:
+            print(f"{indent}{key:<{width}}  {_one_line(value)}")
+
+
+def _one_line(value: Any) -> str:
+    if isinstance(value, dict):
+        name, dtype, shape = (value.get(key) for key in ("name", "dtype", "shape"))
+        if name is not None and dtype is not None:
+            return f"{name}: {dtype}{_one_line(shape)}"
+        return ", ".join(f"{key}={_one_line(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_one_line, value)) + "]"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None or value == "" else str(value)
+
+
 @contextmanager
 def progress_bar(quiet: bool) -> Iterator[ProgressFunction]:
     """A bar on stderr while the block runs; silent when `quiet` or when stderr is no terminal."""

@@ -95,13 +95,9 @@ def _symbols_of(dim: int | str) -> list[str]:
 
 
 def _names(tree: ast.AST) -> list[str]:
-    functions = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and _is_name(n.func)}
-    found = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name)]
-    return [name for name in dict.fromkeys(found) if name not in functions]
-
-
-def _is_name(node: ast.AST) -> bool:
-    return isinstance(node, ast.Name)
+    called = {node.func for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    names = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and n not in called]
+    return list(dict.fromkeys(names))
 
 
 _BINARY: dict[type[ast.operator], Callable[[int, int], int]] = {
@@ -232,3 +228,11 @@ def load_feed(option: str) -> tuple[str, Array]:
             "holds several arrays", where=str(path), expected="one array written by numpy.save"
         )
     return name, array
+
+
+def save_arrays(file: Path, arrays: Mapping[str, Array]) -> None:
+    """All arrays in one .npz file, which appears only when it is complete."""
+    partial = file.with_name(file.name + ".part")
+    with partial.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
+    partial.replace(file)
