@@ -1,0 +1,87 @@
+"""A folder like a built site, and a page in it that has the runtime at hand."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page
+
+from tests.web import mini
+
+WEB = Path(__file__).parents[2] / "web"
+
+# `mini` builds the feeds of the hand-written bundle; `facts` turns an error into plain data.
+_HELPERS = """
+export * from "./web/pywebgpu.js";
+import * as runtime from "./web/pywebgpu.js";
+const { InferenceSession, Tensor } = runtime;
+export const feeds = (x, k = 7) => ({
+  x: new Tensor("float32", x),
+  k: new Tensor("int64", [BigInt(k), 0n]),
+});
+export const create = (provider, options = {}, url = "mini") =>
+  InferenceSession.create(url, { executionProviders: [provider], ...options });
+export const ask = async (session, x, k) => {
+  const { y, k_out } = await session.run(feeds(x, k));
+  return { y: [...y.data], k: Number(k_out.data[0]), dims: [...y.dims] };
+};
+export const facts = async (promise) => {
+  try { await promise; return null; }
+  catch (error) {
+    return { name: error.name, isOurs: error instanceof runtime.PywebgpuError,
+             message: error.message, ...(error.toJSON?.() ?? {}) };
+  }
+};
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """The runtime under web/, the mini bundle under mini/, an empty page."""
+    folder = tmp_path / "site"
+    shutil.copytree(WEB, folder / "web", ignore_dangling_symlinks=True, ignore=shutil.ignore_patterns("app", "vendor"))
+    mini.write(folder / "mini")
+    (folder / "web" / "manifest.schema.json").exists() or (folder / "web" / "manifest.schema.json").write_text("true")
+    (folder / "helpers.js").write_text(_HELPERS)
+    (folder / "index.html").write_text("<!doctype html><link rel='icon' href='data:,'>")
+    return folder
+
+
+OpenPage = Callable[..., Page]
+
+
+@pytest.fixture
+def open_page(
+    browser: Browser, serve_site: Callable[..., str], site: Path
+) -> Iterator[OpenPage]:
+    """`open_page(isolation=True, csp=None, base="/")`: a new context on the site, ready to
+    evaluate; `page.requests` collects the URLs it asks for."""
+    contexts: list[BrowserContext] = []
+
+    def open_(**server: Any) -> Page:
+        url = serve_site(site, **server)
+        context = browser.new_context()
+        contexts.append(context)
+        page = context.new_page()
+        page.requests = []  # type: ignore[attr-defined]
+        context.on("request", lambda r: page.requests.append(r.url))  # type: ignore[attr-defined]
+        page.goto(url)
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+
+
+def run(page: Page, body: str, arg: Any = None) -> Any:
+    """Evaluate the body of an async function with the helpers in scope as `t`, `arg` as `arg`."""
+    return page.evaluate(
+        "async (arg) => { const t = await import(new URL('./helpers.js', document.baseURI));"
+        + body
+        + "}",
+        arg,
+    )

@@ -1,0 +1,271 @@
+"""What a page is told when a bundle or a feed is wrong, and how files travel and are kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page
+
+from tests.web import mini
+from tests.web.conftest import run
+from tests.web.mini import expected
+
+pytestmark = pytest.mark.browser
+
+OpenPage = Callable[..., Page]
+
+
+@pytest.fixture(params=["webgpu", "wasm"])
+def provider(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def create_facts(page: Page, provider: str, url: str = "mini") -> dict[str, Any]:
+    facts = run(page, "return await t.facts(t.create(arg[0], {}, arg[1]))", [provider, url])
+    assert facts is not None, "create() succeeded"
+    assert facts["isOurs"], facts
+    return dict(facts)
+
+
+def test_wrong_version(open_page: OpenPage, site: Path, provider: str) -> None:
+    mini.write(site / "mini", format_version=99)
+    facts = create_facts(open_page(), provider)
+    assert facts["name"] == "BundleError"
+    assert "99" in facts["got"]
+    assert facts["expected"] == "1"
+    assert facts["where"].endswith("/mini/manifest.json")
+    assert "Export" in facts["remedy"]
+
+
+@pytest.mark.parametrize("content", [b"{", b"<!doctype html>", b"", b"\xff\xfe", b"null", b"[]"])
+def test_manifest_that_is_none(open_page: OpenPage, site: Path, content: bytes) -> None:
+    (site / "mini" / "manifest.json").write_bytes(content)
+    facts = create_facts(open_page(), "wasm")
+    assert facts["name"] == "BundleError"
+    assert facts["where"].endswith("/mini/manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["steps", 0, "kernel"], "zero"),
+        (["inputs", 0, "shape", 0], ["pow", "n", 2]),
+        (["inputs", 1, "dtype"], "string"),
+        (["files", "weights-000.bin", "sha256"], "abc"),
+        (["slots"], None),
+    ],
+)
+def test_manifest_with_a_wrong_field(
+    open_page: OpenPage, site: Path, path: list[Any], value: Any
+) -> None:
+    manifest = json.loads((site / "mini" / "manifest.json").read_text())
+    target = manifest
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    (site / "mini" / "manifest.json").write_text(json.dumps(manifest))
+    facts = create_facts(open_page(), "wasm")
+    assert facts["name"] == "BundleError"
+    assert "/" + "/".join(map(str, path)) in facts["what"]
+
+
+def test_no_bundle_there(open_page: OpenPage, provider: str) -> None:
+    facts = create_facts(open_page(), provider, "nothing")
+    assert facts["name"] == "BundleError"
+    assert facts["got"] == "HTTP status 404"
+    assert facts["where"].endswith("/nothing/manifest.json")
+
+
+def test_no_server_there(open_page: OpenPage) -> None:
+    facts = create_facts(open_page(), "wasm", "http://127.0.0.1:9/")
+    assert facts["name"] == "BundleError"
+    assert "connection" in facts["remedy"]
+
+
+def _files(provider: str) -> list[str]:
+    code = "kernels.wgsl.json" if provider == "webgpu" else "model.relaxed-threads.wasm"
+    return [code, "weights-000.bin", "weights-001.bin"]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_missing_file(open_page: OpenPage, site: Path, provider: str, number: int) -> None:
+    name = _files(provider)[number]
+    (site / "mini" / name).unlink()
+    facts = create_facts(open_page(), provider)
+    assert facts["name"] == "BundleError"
+    assert facts["where"].endswith(f"/mini/{name}")
+    assert facts["got"] == "HTTP status 404"
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_flipped_byte(open_page: OpenPage, site: Path, provider: str, number: int) -> None:
+    file = site / "mini" / _files(provider)[number]
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    facts = create_facts(open_page(), provider)
+    assert facts["name"] == "BundleError"
+    assert facts["where"].endswith(file.name)
+    assert "SHA-256" in facts["what"]
+
+
+@pytest.mark.parametrize("change", ["shorter", "longer", "empty"])
+def test_wrong_length(open_page: OpenPage, site: Path, provider: str, change: str) -> None:
+    file = site / "mini" / "weights-000.bin"
+    data = file.read_bytes()
+    file.write_bytes({"shorter": data[:-1], "longer": data + b"0", "empty": b""}[change])
+    facts = create_facts(open_page(), provider)
+    assert facts["name"] == "BundleError"
+    assert "size" in facts["what"]
+    assert facts["expected"] == "1024 bytes"
+
+
+WRONG_FEEDS = {
+    "unknown name": ("({ ...good, z: good.x })", '"z"'),
+    "missing": ("({ x: good.x })", '"k"'),
+    "not a tensor": ("({ ...good, x: [1, 2] })", '"x"'),
+    "type": ("({ ...good, x: new t.Tensor('int32', [1]) })", "int32"),
+    "rank": ("({ ...good, x: new t.Tensor('float32', [1, 2], [1, 2]) })", "[1, 2]"),
+    "size": ("({ ...good, k: new t.Tensor('int64', [1n, 2n, 3n]) })", "[3]"),
+    "range": ("({ ...good, k: new t.Tensor('int64', [1n << 31n, 0n]) })", "2147483648"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_FEEDS)
+def test_wrong_feeds(open_page: OpenPage, provider: str, case: str) -> None:
+    """Each is an InputError that names the input; the session goes on working."""
+    feeds, mentioned = WRONG_FEEDS[case]
+    facts, y = run(
+        open_page(),
+        f"""const s = await t.create(arg); const good = t.feeds([1]);
+        const facts = await t.facts(s.run({feeds}));
+        return [facts, (await t.ask(s, [2])).y];""",
+        provider,
+    )
+    assert facts["name"] == "InputError"
+    assert mentioned in facts["message"]
+    assert y == expected([2])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "new t.Tensor('float31', [1])",
+        "new t.Tensor('float32', new Int32Array(1))",
+        "new t.Tensor('float32', [1, 2], [3])",
+        "new t.Tensor('float32', [1], [1, -1])",
+        "t.create('cuda')",
+        "t.InferenceSession.create('mini', { executionProviders: [] })",
+    ],
+)
+def test_wrong_arguments(open_page: OpenPage, call: str) -> None:
+    facts = run(open_page(), f"return await t.facts((async () => {call})())")
+    assert facts["name"] == "InputError"
+    assert facts["got"]
+    assert facts["expected"]
+
+
+def test_progress(open_page: OpenPage, provider: str) -> None:
+    """Every byte that is needed is announced once, file by file and in total."""
+    events = run(
+        open_page(),
+        "const seen = []; await t.create(arg, { onProgress: (p) => seen.push(p) }); return seen;",
+        provider,
+    )
+    last = {event["file"]: event for event in events}
+    assert set(last) == set(_files(provider))
+    assert all(e["fileLoaded"] == e["fileTotal"] for e in last.values())
+    assert events[-1]["loaded"] == events[-1]["total"] == sum(e["fileTotal"] for e in last.values())
+    assert [e["loaded"] for e in events] == sorted(e["loaded"] for e in events)
+
+
+def test_second_visit_takes_files_from_the_cache(open_page: OpenPage, provider: str) -> None:
+    page = open_page()
+    run(page, "await t.create(arg)", provider)
+    # The copy is written after create() has returned.
+    page.wait_for_function(
+        "async () => (await (await caches.open('pywebgpu')).keys()).length === 3"
+    )
+    page.requests.clear()  # type: ignore[attr-defined]
+    page.reload()
+    y, events = run(
+        page,
+        """let events = 0;
+        const s = await t.create(arg, { onProgress: () => events++ });
+        return [(await t.ask(s, [1])).y, events]""",
+        provider,
+    )
+    assert y == expected([1])
+    assert events == 3
+    asked = [url for url in page.requests if "/mini/" in url]  # type: ignore[attr-defined]
+    assert [url.rsplit("/", 1)[1] for url in asked] == ["manifest.json"]
+    assert run(page, "return await t.clearCache()")
+
+
+def test_damaged_cache_is_not_believed(open_page: OpenPage, site: Path) -> None:
+    sha256 = json.loads((site / "mini" / "manifest.json").read_text())["files"]["weights-000.bin"]
+    y = run(
+        open_page(),
+        """const cache = await caches.open("pywebgpu");
+        await cache.put("/pywebgpu-cache/" + arg, new Response(new Uint8Array(1024)));
+        return (await t.ask(await t.create("wasm"), [1])).y;""",
+        sha256["sha256"],
+    )
+    assert y == expected([1])
+
+
+def test_works_without_cache_storage(open_page: OpenPage) -> None:
+    page = open_page()
+    page.add_init_script("caches.open = () => Promise.reject(new Error('storage is off'));")
+    page.reload()
+    y, info = run(page, "const s = await t.create('wasm'); return [(await t.ask(s, [1])).y, s.info]")
+    assert y == expected([1])
+    assert [u["feature"] for u in info["unavailable"]] == ["cache"]
+    assert "storage is off" in info["unavailable"][0]["reason"]
+
+
+def test_insecure_page_says_what_it_cannot_do(open_page: OpenPage, site: Path) -> None:
+    """Plain HTTP on another host: no hashes, no cache, no WebGPU, and each is told."""
+    page = open_page(isolation=False)
+    # Chromium resolves every name below .localhost to loopback but trusts them; others not at all.
+    page.add_init_script(
+        "Object.defineProperty(globalThis, 'crypto', { value: {} }); delete globalThis.caches;"
+    )
+    page.reload()
+    y, info = run(page, "const s = await t.create('wasm'); return [(await t.ask(s, [1])).y, s.info]")
+    assert y == expected([1])
+    assert {u["feature"] for u in info["unavailable"]} == {"threads", "cache", "hash check"}
+
+
+def test_abort(open_page: OpenPage, site: Path, provider: str) -> None:
+    """Before, during the download, and during a run: the signal's reason, and nothing is left."""
+    page = open_page()
+    page.route("**/weights-001.bin", lambda route: None)  # never answered
+    before, during = run(
+        page,
+        """const name = async (p) => { try { await p; return null } catch (e) { return e.name } };
+        const early = new AbortController(); early.abort();
+        const before = await name(t.create(arg, { signal: early.signal }));
+        const late = new AbortController();
+        const onProgress = ({ file }) => file === "weights-000.bin" && late.abort();
+        return [before, await name(t.create(arg, { signal: late.signal, onProgress }))];""",
+        provider,
+    )
+    assert before == during == "AbortError"
+    page.unroute("**/weights-001.bin")
+    reason, y = run(
+        page,
+        """const s = await t.create(arg);
+        const controller = new AbortController();
+        const running = s.run(t.feeds(new Float32Array(100000)), { signal: controller.signal });
+        controller.abort(new Error("changed my mind"));
+        const reason = await t.facts(running);
+        return [reason.message, (await t.ask(s, [1])).y];""",
+        provider,
+    )
+    assert reason == "changed my mind"
+    assert y == expected([1])
