@@ -348,13 +348,18 @@ class _LaneAccess(_Access):
 
     __slots__ = ()
 
-    def __get__(  # type: ignore[override]
-        self, function: Function, owner: type
-    ) -> Callable[[int, int], None]:
-        def emit(lane: int, offset: int = 0) -> None:
-            _BoundAccess(self, function)(offset, None, lane)
+    def __get__(self, function: Function, owner: type) -> _BoundLaneAccess:  # type: ignore[override]
+        return _BoundLaneAccess(_BoundAccess(self, function))
 
-        return emit
+
+class _BoundLaneAccess:
+    __slots__ = ("access",)
+
+    def __init__(self, access: _BoundAccess) -> None:
+        self.access = access
+
+    def __call__(self, lane: int, offset: int = 0) -> None:
+        self.access(offset, None, lane)
 
 
 class Label:

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ..scalar import Op, Scalar, Type, const, unary
+from ..scalar import Op, Scalar, Type, unary
 from ..spec import Storage
 from .asm import I32, V128, Function, Int, IntLike, Local, affine
 from .asm import imax as int_max
@@ -122,11 +122,12 @@ class Lanes:
                 self._require(("v", index), None)
             self._stores.append(form)
         for value in values:
-            self._require(("v", self._root(value)), None)
+            self._require(("v", self.root(value)), None)
 
     # -- what depends on what ---------------------------------------------------------------------
 
-    def _root(self, value: Scalar) -> Scalar:
+    def root(self, value: Scalar) -> Scalar:
+        """What is computed for one of `values`: without operators that need expanding."""
         node = self._expanded.get(value)
         if node is None:
             as_stored = unary(Op.TO_I32, value) if value.type is Type.BOOL else value
@@ -175,9 +176,7 @@ class Lanes:
             self._accesses[form] = _Access(pointer, index, terms, step)
         return form
 
-    def _terms(
-        self, node: Scalar, constant: int, factors: tuple[Scalar, ...]
-    ) -> Iterator[_Term]:
+    def _terms(self, node: Scalar, constant: int, factors: tuple[Scalar, ...]) -> Iterator[_Term]:
         if node.op is Op.CONST:
             yield _Term(constant * int(node.value or 0), factors, None, frozenset())
         elif node.op in (Op.ADD, Op.SUB):
@@ -307,9 +306,7 @@ class Lanes:
     def _advance(self, form: Form) -> None:
         """Add to an address what has become known of it."""
         state, access = self._state, self._accesses[form]
-        address, remaining = state.partial.get(
-            form, (affine(access.pointer), access.terms)
-        )
+        address, remaining = state.partial.get(form, (affine(access.pointer), access.terms))
         now = [t for t in remaining if self._bound(t.needs)]
         if not now:
             return
@@ -372,7 +369,7 @@ class Lanes:
 
     def push(self, value: Scalar) -> None:
         """Push the lanes of one of `values`."""
-        self._push(self._root(value))
+        self._push(self.root(value))
 
     def _push(self, node: Scalar, keep: bool = False) -> None:
         f, form = self.f, ("v", node)
@@ -473,20 +470,21 @@ class Lanes:
     def _lanewise(self, node: Scalar) -> None:
         """Integer operators that have no vector instruction, one lane at a time."""
         f, (a, b) = self.f, node.args
-        power = int(b.value or 0) if b.op is Op.CONST else 0
-        if node.op in (Op.UDIV, Op.UMOD) and power > 0 and power & (power - 1) == 0:
+        constant = int(b.value or 0) if b.op is Op.CONST else None
+        power = constant is not None and constant > 0 and constant & (constant - 1) == 0
+        if node.op in (Op.UDIV, Op.UMOD) and constant is not None and power:
             self._push(a)
             if node.op is Op.UDIV:
-                f.push(power.bit_length() - 1)
+                f.push(constant.bit_length() - 1)
                 f.i32x4_shr_u()
             else:
-                f.i32x4_const(power - 1)
+                f.i32x4_const(constant - 1)
                 f.v128_and()
             return
-        x, y, result = f.locals(V128, 3)
+        x, y = f.locals(V128, 2)
         self._push(a)
         f.set(x)
-        if b.op is not Op.CONST:
+        if constant is None:
             self._push(b)
             f.set(y)
         lane_a = f.local(I32)
@@ -496,13 +494,12 @@ class Lanes:
             f.get(x)
             f.i32x4_extract_lane(lane)
             f.set(lane_a)
-            if b.op is not Op.CONST:
+            if constant is None:
                 f.get(y)
                 f.i32x4_extract_lane(lane)
                 f.set(lane_b)
-            _push_scalar(f, node.op, [lane_a, power if b.op is Op.CONST else lane_b])
+            _push_scalar(f, node.op, [lane_a, lane_b if constant is None else constant])
             f.i32x4_replace_lane(lane)
-        f.tee(result)
 
     # -- memory -----------------------------------------------------------------------------------
 
@@ -702,22 +699,16 @@ def _division(f: Function, op: Op) -> Function:
         g.i32_rem_s()
         if op is Op.MOD:  # the remainder takes the divisor's sign
             r = g.local(I32)
-            g.tee(r)
-            g.push(r + b, r, r, b)
+            g.set(r)
+            g.push(r + b, r)
+            g.push(r, 0)
+            g.i32_ne()
+            g.push(r, b)
             g.i32_xor()
             g.push(0)
             g.i32_lt_s()
-            g.push(r, 0)
-            g.i32_ne()
             g.i32_and()
-            s = g.local(I32)
-            g.set(s)
-            g.drop()
-            g.push(r, s)
             g.select()
-            g.set(s)
-            g.drop()
-            g.push(s)
 
     return f.module.helper(f"i32_{op.value}", [I32, I32], [I32], build)
 
@@ -816,5 +807,3 @@ _VECTOR: dict[tuple[Op, Type], Callable[[Function], None]] = {
     (Op.TO_F32, _B): _sequence(_f32(1.0), Function.v128_and),
     (Op.TO_I32, _B): _sequence(_i32(1), Function.v128_and),
 }
-
-ONE = const(1.0)

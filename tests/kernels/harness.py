@@ -1,0 +1,178 @@
+"""Runs one spec under one choice of knobs on any executor, for tests that go over all of them.
+
+    @pytest.mark.parametrize("executor", executors())
+    def test_add(executor: str) -> None:
+        for knobs in space(executor, spec):
+            out = run_spec(executor, spec, knobs, operands, args=(), out_size=n)
+
+Operands lie among garbage, which a kernel may read past a buffer's end but must not let through;
+the output begins as garbage, and what lies around it must be untouched afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import wasmtime
+
+from pywebgpu.codegen import wasm
+from pywebgpu.codegen.caps import WasmCaps
+from pywebgpu.codegen.dims import evaluate
+from pywebgpu.codegen.spec import KernelSpec, Storage
+from pywebgpu.codegen.wasm.asm import Target
+from pywebgpu.codegen.wasm.model import assemble_kernel
+from tests.executors_seen import record_executor
+from tests.reference import evaluate as reference
+
+Array = np.ndarray[Any, Any]
+Space = Callable[[KernelSpec], list[Any]]
+Run = Callable[[KernelSpec, Any, Sequence[Array], Sequence[int], int], Array]
+
+GARBAGE = {
+    Storage.F32: np.dtype(np.float32).type(np.nan),
+    Storage.F16: np.dtype(np.float16).type(np.nan),
+    Storage.I32: np.int32(-0x7EDCBA99),
+}
+"""What buffers hold before a run: no correct result contains it."""
+
+DTYPE = {Storage.F32: np.float32, Storage.F16: np.float16, Storage.I32: np.int32}
+
+
+@dataclass(frozen=True)
+class KernelExecutor:
+    """`space(spec)` are its candidates; `run(spec, knobs, operands, args, out_size)` the output."""
+
+    space: Space
+    run: Run
+
+
+EXECUTORS: dict[str, KernelExecutor] = {}
+"""By name; a target adds its own here."""
+
+
+def executors(prefix: str = "") -> list[str]:
+    """Names to parametrise a test with."""
+    return [name for name in EXECUTORS if name.startswith(prefix)]
+
+
+def space(executor: str, spec: KernelSpec) -> list[Any]:
+    """The candidates for `spec` on that executor."""
+    return EXECUTORS[executor].space(spec)
+
+
+def run_spec(
+    executor: str,
+    spec: KernelSpec,
+    knobs: Any,
+    operands: Sequence[Array],
+    args: Sequence[int] = (),
+    out_size: int = 0,
+) -> Array:
+    """The output buffer, flat. Elements that the kernel did not write are `GARBAGE`."""
+    flat = [
+        np.ascontiguousarray(o, dtype=DTYPE[s]).ravel()
+        for o, s in zip(operands, spec.operands, strict=True)
+    ]
+    return EXECUTORS[executor].run(spec, knobs, flat, args, out_size)
+
+
+def check(
+    executor: str,
+    spec: KernelSpec,
+    operands: Sequence[Array],
+    args: Sequence[int] = (),
+    out_size: int = 0,
+    *,
+    rtol: float = 2e-6,
+    atol: float = 1e-6,
+    candidates: Sequence[Any] | None = None,
+) -> None:
+    """Every candidate gives what tests/reference.py gives, within the tolerance.
+
+    The defaults allow a few roundings of f32 (1.2e-7 each) and the error of the approximations in
+    codegen/wasm/math.py (below 1e-6); sums need more and say so where they are tested.
+    """
+    want = reference(spec, operands, tuple(args), out_size)
+    wrote = ~np.isnan(want) if spec.output is not Storage.I32 else want != np.iinfo(np.int64).min
+    for knobs in space(executor, spec) if candidates is None else candidates:
+        got = run_spec(executor, spec, knobs, operands, args, out_size)
+        assert got.shape == want.shape
+        note = f"{executor}, {knobs}"
+        if spec.output is Storage.I32:
+            np.testing.assert_array_equal(got[wrote], want[wrote], err_msg=note)
+        else:
+            np.testing.assert_allclose(got, want, rtol=rtol, atol=atol, err_msg=note)
+
+
+# --- wasm through wasmtime ----------------------------------------------------------------------
+
+BASE = 1 << 12
+GAP = 256
+
+
+@lru_cache(maxsize=1)
+def _engine() -> wasmtime.Engine:
+    config = wasmtime.Config()
+    config.wasm_relaxed_simd = True
+    return wasmtime.Engine(config)
+
+
+@lru_cache(maxsize=512)
+def _binary(spec: KernelSpec, knobs: Any, relaxed: bool) -> tuple[wasmtime.Module, Any]:
+    # Memory is not shared here: the shares of several threads are computed one after the other,
+    # which they must allow. tests/kernels/test_wasmtime.py runs them at the same time.
+    binary, scratch = assemble_kernel(spec, knobs, Target(relaxed=relaxed))
+    return wasmtime.Module(_engine(), binary), scratch
+
+
+def _wasm_run(relaxed: bool, threads: int) -> Run:
+    def run(
+        spec: KernelSpec, knobs: Any, operands: Sequence[Array], args: Sequence[int], out_size: int
+    ) -> Array:
+        module, scratch_dim = _binary(spec, knobs, relaxed)
+        scratch_bytes = evaluate(scratch_dim, {f"a{i}": a for i, a in enumerate(args)})
+        addresses, end = [], BASE
+        out_bytes = out_size * spec.output.bytes
+        for size in (*(o.nbytes for o in operands), out_bytes, scratch_bytes * threads):
+            addresses.append(end)
+            end = (end + size + GAP + 63) // 64 * 64
+        store = wasmtime.Store(_engine())
+        pages = end // 65536 + 1
+        memory = wasmtime.Memory(store, wasmtime.MemoryType(wasmtime.Limits(pages, None)))
+        data = np.ctypeslib.as_array(memory.data_ptr(store), shape=(pages * 65536,))
+        data.view(np.float32)[:] = np.nan  # the gaps
+        for operand, address in zip(operands, addresses, strict=False):
+            data[address : address + operand.nbytes] = operand.view(np.uint8)
+        out = addresses[len(operands)]
+        output = data[out : out + out_bytes].view(DTYPE[spec.output])
+        output[:] = GARBAGE[spec.output]
+        before = data.copy()
+        instance = wasmtime.Instance(store, module, [memory])
+        kernel = instance.exports(store)["kernel"]
+        assert isinstance(kernel, wasmtime.Func)
+        for thread in range(threads):
+            kernel(store, thread, threads, *addresses, *args)
+        record_executor("wasmtime")
+        changed = np.flatnonzero(data != before)
+        own = (changed >= out) & (changed < out + out_bytes)
+        scratch = addresses[-1]
+        own |= (changed >= scratch) & (changed < scratch + scratch_bytes * threads)
+        assert own.all(), f"wrote outside its output, at {changed[~own][:8]} (output at {out})"
+        return output.copy()
+
+    return run
+
+
+def _wasm_space(relaxed: bool, threads: int) -> Space:
+    return lambda spec: wasm.space(spec, WasmCaps(relaxed=relaxed, threads=threads > 1))
+
+
+for _relaxed in (False, True):
+    for _threads in (1, 2):
+        EXECUTORS[f"wasm-{'relaxed' if _relaxed else 'simd'}-{_threads}"] = KernelExecutor(
+            _wasm_space(_relaxed, _threads), _wasm_run(_relaxed, _threads)
+        )
