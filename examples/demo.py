@@ -70,7 +70,7 @@ def main() -> int:
     print(f"   All answers are as expected (largest difference {worst:.1g}).")
 
     with progress_bar(quiet=False) as progress:
-        build_site([bundle], site, pyodide="none", progress=progress)
+        build_site([model], site, pyodide="none", progress=progress)
     print(f"3. Built the site in {site} ({human_bytes(folder_bytes(site))}).")
     print(f"\nDone in {time.perf_counter() - started:.1f} s. To draw digits yourself:\n")
     print(f"    {Path(sys.executable).parent / 'pywebgpu'} serve {site}\n")

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .console import human_ms, print_facts, print_json, progress_bar, run_guarded
+from .console import human_bytes, human_ms, print_facts, print_json, progress_bar, run_guarded
 from .errors import InputError
 
 app = typer.Typer(
@@ -95,6 +95,67 @@ def _parse_dims(options: list[str]) -> dict[str, int]:
             )
         dims[name] = int(size)
     return dims
+
+
+@app.command()
+def export(
+    model: ModelArgument,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="BUNDLE", help="The folder to write.")
+    ],
+    json: Json = False,
+) -> None:
+    """Compile an ONNX model into a bundle: manifest, wasm, WGSL and weights.
+
+    The same model gives the same bytes every time. The folder appears only when it is complete.
+
+    \b
+    Examples:
+      pywebgpu export model.onnx -o bundle
+      pywebgpu export model.onnx -o bundle --json
+    """
+    from .export import export as export_model
+
+    _existing(model, "ONNX file")
+    with progress_bar(json) as progress:
+        report = export_model(model, out, progress=progress)
+    if json:
+        print_json(report.to_json())
+    else:
+        print(report)
+
+
+@app.command()
+def site(
+    models: Annotated[list[Path], typer.Argument(help="ONNX files and bundles.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="SITE", help="The folder to write.")],
+    pyodide: Annotated[
+        PyodideSource,
+        typer.Option(help="Python in the page: copied into the site, from its CDN, or left out."),
+    ] = PyodideSource.local,
+    json: Json = False,
+) -> None:
+    """Build a static site in which the models answer in the visitor's browser.
+
+    It works on any static host, from a sub-path, and asks no other origin (unless --pyodide cdn).
+
+    \b
+    Examples:
+      pywebgpu site model.onnx -o site
+      pywebgpu site digits.onnx bundles/minilm -o site --pyodide none
+    """
+    from .site import build_site
+
+    with progress_bar(json) as progress:
+        folder = build_site(models, out, pyodide=pyodide.value, progress=progress)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    total = sum(path.stat().st_size for path in files)
+    if json:
+        names = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+        print_json({"site": str(folder), "bytes": total, "files": names})
+    else:
+        print(f"Built {folder}: {len(files)} files, {human_bytes(total)}.")
+        print(f"Look at it with `pywebgpu serve {folder}`, or copy it to any static host.")
 
 
 @app.command()
