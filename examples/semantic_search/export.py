@@ -11,6 +11,7 @@ Writes into the output folder:
   f32[batch, 384], of length 1, which is what sentence-transformers returns for this model: the dot
   product of two embeddings is the cosine similarity of their sentences.
 - ``tokenizer.json`` and ``tokenizer_config.json``: for the page's tokenizer.
+- ``minilm.site.json``: the model's title and page for ``pywebgpu site``.
 - ``expected.json``: sentences, their token ids and embeddings as transformers computes them, for
   tests that have neither torch nor transformers.
 
@@ -152,6 +153,8 @@ def main() -> None:
     (out / "expected.json").write_text(json.dumps(expected), encoding="utf-8")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(model_folder() / name, out / name)
+    # Beside the model, this tells `pywebgpu site` which page it gets.
+    shutil.copyfile(Path(__file__).with_name("minilm.site.json"), out / "minilm.site.json")
     print(f"{out / 'minilm.onnx'}: {(out / 'minilm.onnx').stat().st_size / 1e6:.1f} MB")
 
 

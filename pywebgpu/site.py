@@ -1,0 +1,360 @@
+"""`pywebgpu site`: models and bundles to a folder that any static host can serve.
+
+    build_site(["digits.onnx", "bundles/minilm"], "site")
+
+The folder works from any sub-path, without special headers, under a strict Content-Security-Policy
+that every page also carries itself, and asks no other origin:
+
+    index.html, NAME.html           pages, from web/app/pages/*.html.j2
+    app/                            their scripts and styles
+    pywebgpu.js, ...                the browser runtime
+    models/NAME/                    one bundle per model
+    data/NAME/                      what a model's page needs beside it (samples, a tokenizer)
+    vendor/                         browser libraries that pages use
+    site.json                       what is in the site; also marks the folder as ours
+    py/                             Pyodide and the Python console, if wanted
+
+Which page a model gets is said by a *card*, a JSON file beside it: for ``digits.onnx`` or for the
+bundle folder ``digits`` it is ``digits.site.json``, {"title", "label", "summary", "page", "files"}.
+A model without a card gets the page for any model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+
+from . import __version__
+from .console import human_bytes
+from .errors import BundleError, InputError
+from .vendored import PYODIDE, TOKENIZERS, NpmPackage, copy_files, package_folder
+
+ProgressFunction = Callable[[str, int, int], None]
+Pyodide = Literal["local", "cdn", "none"]
+
+MARKER = "site.json"
+# A path and not importlib.resources: web/ is a folder of files, not a package, and is copied whole.
+_PACKAGE = Path(__file__).parent
+_PYODIDE_CDN = f"https://cdn.jsdelivr.net/pyodide/v{PYODIDE.version}/full/"
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+# Page names and folders of the site itself.
+_RESERVED = {"index", "python", "app", "models", "data", "vendor", "py"}
+
+
+@dataclass(frozen=True)
+class PageKind:
+    """A page template and what it needs in the site beside the model."""
+
+    template: str
+    icon: str
+    vendored: tuple[NpmPackage, ...] = ()
+
+
+PAGES = {
+    "digits": PageKind("digits.html.j2", "digits.svg"),
+    "search": PageKind("search.html.j2", "search.svg", (TOKENIZERS,)),
+    "model": PageKind("model.html.j2", "model.svg"),
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the site says about a model, and which page it gets."""
+
+    title: str
+    label: str
+    summary: str
+    page: str = "model"
+    files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model on its way into the site."""
+
+    name: str
+    source: Path
+    card: Card
+
+
+def build_site(
+    inputs: Iterable[str | Path],
+    out: str | Path,
+    *,
+    pyodide: Pyodide = "local",
+    progress: ProgressFunction | None = None,
+) -> Path:
+    """Write the site for `inputs` (ONNX files and bundles) to the folder `out`; returns `out`.
+
+    pyodide: "local" copies Pyodide into the site, "cdn" lets the Python page fetch it from its
+    content network, "none" leaves Python out.
+    progress: called as progress(label, done, total).
+
+    `out` may be missing, empty, or a site that this function wrote, which is then replaced in one
+    step; an error leaves it as it was. Raises InputError for anything else, and the errors of
+    export for models.
+    """
+    report = progress or (lambda label, done, total: None)
+    target = Path(out)
+    _check_target(target)
+    entries = _entries([Path(item) for item in inputs])
+    if pyodide not in ("local", "cdn", "none"):
+        raise InputError(
+            "unknown option", where="pyodide", got=pyodide, expected="local, cdn, none"
+        )
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the target, so that the last step is a rename within one file system.
+        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    try:
+        stage.chmod(0o755)
+        for done, entry in enumerate(entries):
+            report(f"model {entry.name}", done, len(entries) + 2)
+            _add_model(entry, stage)
+        report("pages", len(entries), len(entries) + 2)
+        has_python = _add_python(stage, pyodide)
+        _add_runtime(stage)
+        _add_pages(entries, stage, pyodide=pyodide, has_python=has_python)
+        _replace(stage, target)
+        report("done", len(entries) + 2, len(entries) + 2)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    return target
+
+
+# ---------------------------------------------------------------- what goes in
+
+
+def _entries(inputs: list[Path]) -> list[Entry]:
+    if not inputs:
+        raise InputError(
+            "a site needs at least one model", remedy="Name ONNX files or bundles made by `export`."
+        )
+    entries: dict[str, Entry] = {}
+    for path in inputs:
+        if not path.exists():
+            raise InputError("no such file or folder", where=str(path), remedy="Check the path.")
+        if path.is_dir() and not (path / "manifest.json").is_file():
+            raise InputError(
+                "not a bundle: it has no manifest.json",
+                where=str(path),
+                remedy="Name an ONNX file, or a folder made by `pywebgpu export`.",
+            )
+        stem = path.resolve().name if path.is_dir() else path.stem
+        name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._") or "model"
+        if name in _RESERVED:
+            name = f"{name}-model"
+        assert _NAME.fullmatch(name)
+        if name in entries:
+            raise InputError(
+                "two models would have the same name in the site",
+                where=f"{path} and {entries[name].source}",
+                got=name,
+                remedy="Rename one of them.",
+            )
+        entries[name] = Entry(name, path, _card(path.resolve(), stem))
+    return list(entries.values())
+
+
+def _card(path: Path, stem: str) -> Card:
+    """The card beside `path`, or a plain one."""
+    file = path.with_name(f"{stem}.site.json")
+    if not file.is_file():
+        summary = "Compiled from ONNX. Run it on random input and see how long it takes here."
+        return Card(title=stem, label=stem, summary=summary)
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError("not JSON", where=str(file), got=str(error)) from error
+    known = {"title", "label", "summary", "page", "files"}
+    if not isinstance(values, dict) or not set(values) <= known:
+        got = ", ".join(sorted(set(values) - known)) if isinstance(values, dict) else "no object"
+        raise InputError(
+            "not a model's card", where=str(file), got=got, expected=", ".join(sorted(known))
+        )
+    page = values.get("page", "model")
+    if page not in PAGES:
+        raise InputError("no such page", where=f"{file}, page", got=page, expected=", ".join(PAGES))
+    extra = tuple(file.parent / name for name in values.get("files", []))
+    for item in extra:
+        if not item.is_file():
+            raise InputError("a file that the card names is missing", where=str(item))
+    title = str(values.get("title", stem))
+    return Card(title, str(values.get("label", title)), str(values.get("summary", "")), page, extra)
+
+
+def _check_target(target: Path) -> None:
+    """Refuse to replace anything but an empty folder or a site of ours."""
+    if not target.exists() and not target.is_symlink():
+        return
+    if not target.is_dir():
+        raise InputError("there is a file in the way", where=str(target), expected="a folder")
+    if (target / MARKER).is_file() and (target / "index.html").is_file():
+        return
+    if any(target.iterdir()):
+        raise InputError(
+            "the output folder holds other files",
+            where=str(target),
+            expected="a new folder, an empty one, or a site made by this command",
+            remedy="Choose another folder with -o.",
+        )
+
+
+def _unwritable(target: Path, error: OSError) -> InputError:
+    return InputError(
+        f"cannot write the site: {error.strerror or error}",
+        where=str(error.filename or target),
+        remedy="Check the folder's permissions and the free space.",
+    )
+
+
+# ---------------------------------------------------------------- what comes out
+
+
+def _add_model(entry: Entry, stage: Path) -> None:
+    folder = stage / "models" / entry.name
+    if entry.source.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(entry.source, folder)
+    else:
+        # The compiler's packages are only needed for ONNX files.
+        from .export import export
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        export(entry.source, folder)
+    for item in entry.card.files:
+        data = stage / "data" / entry.name
+        data.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(item, data / item.name)
+    for package in PAGES[entry.card.page].vendored:
+        copy_files(package, stage / "vendor")
+
+
+def _add_runtime(stage: Path) -> None:
+    """Copy web/: the runtime and the pages' scripts; not templates, types and Python."""
+    # Everything below py/ is placed by the module that builds the Python side.
+    left_out = shutil.ignore_patterns(
+        "pages", "py", "__pycache__", "*.py", "*.d.ts", "vendor", "manifest.schema.json"
+    )
+    shutil.copytree(_PACKAGE / "web", stage, ignore=left_out, dirs_exist_ok=True)
+    shutil.copyfile(_PACKAGE / "manifest.schema.json", stage / "manifest.schema.json")
+
+
+def _add_python(stage: Path, pyodide: Pyodide) -> bool:
+    """Add Pyodide and our Python archive; False when they are left out."""
+    if pyodide == "none" or importlib.util.find_spec("pywebgpu.pyodide_archive") is None:
+        return False
+    archive: Any = importlib.import_module("pywebgpu.pyodide_archive")
+    source = package_folder(PYODIDE) if pyodide == "local" else _PYODIDE_CDN
+    archive.build(stage, source)
+    return True
+
+
+def content_security_policy(pyodide: Pyodide) -> str:
+    """The policy that every page of the site carries: our own origin, and no code from strings."""
+    elsewhere = " https://cdn.jsdelivr.net" if pyodide == "cdn" else ""
+    return (
+        f"default-src 'self'; script-src 'self' 'wasm-unsafe-eval'{elsewhere}; "
+        f"worker-src 'self'; style-src 'self'; img-src 'self' data:; "
+        f"connect-src 'self'{elsewhere}; object-src 'none'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _add_pages(entries: list[Entry], stage: Path, *, pyodide: Pyodide, has_python: bool) -> None:
+    models = [_model_view(entry, stage) for entry in entries]
+    nav = [{"href": "index.html", "label": "Home"}]
+    nav += [{"href": model["href"], "label": model["label"]} for model in models]
+    if has_python and (stage / "python.html").is_file():
+        nav.append({"href": "python.html", "label": "Python"})
+    common = {"csp": content_security_policy(pyodide), "nav": nav, "version": __version__}
+
+    app = _PACKAGE / "web" / "app"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([app / "pages", app / "icons"]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    home = {
+        "href": "index.html",
+        "title": "Models",
+        "description": "ONNX models compiled for this browser: WebGPU and WebAssembly.",
+    }
+    text = environment.get_template("index.html.j2").render(**common, page=home, models=models)
+    (stage / "index.html").write_text(text, encoding="utf-8")
+    for entry, model in zip(entries, models, strict=True):
+        page = {k: model[k] for k in ("href", "title")} | {"description": model["summary"]}
+        template = environment.get_template(PAGES[entry.card.page].template)
+        text = template.render(**common, page=page, model=model)
+        (stage / model["href"]).write_text(text, encoding="utf-8")
+
+    contents = {
+        "generator": "pywebgpu",
+        "version": __version__,
+        "models": [{k: model[k] for k in ("name", "title", "href", "bundle")} for model in models],
+    }
+    (stage / MARKER).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+
+
+def _model_view(entry: Entry, stage: Path) -> dict[str, str]:
+    """What templates see of a model; links are relative to the site's first folder."""
+    return {
+        "name": entry.name,
+        "title": entry.card.title,
+        "label": entry.card.label,
+        "summary": entry.card.summary,
+        "icon": PAGES[entry.card.page].icon,
+        "href": f"{entry.name}.html",
+        "bundle": f"models/{entry.name}/",
+        "data": f"data/{entry.name}/",
+        "size": human_bytes(_download_bytes(stage / "models" / entry.name)),
+    }
+
+
+def _download_bytes(bundle: Path) -> int:
+    """Bytes that a page loads of a bundle before its first answer: weights and one target."""
+    try:
+        manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+        sizes = {name: int(file["bytes"]) for name, file in manifest["files"].items()}
+        shards = sum(sizes[name] for name in manifest["weights"]["shards"])
+        code = [sizes[variant["file"]] for variant in manifest["wasm"]["variants"]]
+        return shards + max(code, default=0)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(
+            "the manifest is not readable",
+            where=str(bundle / "manifest.json"),
+            got=repr(error),
+            remedy="Export the model again.",
+        ) from error
+
+
+def _replace(stage: Path, target: Path) -> None:
+    """Put the finished site in place of the old one."""
+    if not target.exists():
+        stage.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    target.rename(old / "site")
+    try:
+        stage.rename(target)
+    except OSError:
+        (old / "site").rename(target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,333 @@
+// What every page with a model shares: creating the session, switching between executors, timing,
+// and the panel that tells the visitor about it (pages/runtime.html.j2).
+
+import { InferenceSession } from "../pywebgpu.js";
+
+/** @typedef {import("../pywebgpu.js").Tensor} Tensor */
+/** @typedef {"webgpu" | "wasm"} Provider */
+/** @typedef {Awaited<ReturnType<typeof InferenceSession.create>>} Session */
+
+const PROVIDERS = /** @type {Provider[]} */ (["webgpu", "wasm"]);
+/** @type {Record<Provider, string>} */
+const NAMES = { webgpu: "WebGPU", wasm: "WebAssembly" };
+const WINDOW = 20; // runs that the median is taken over
+
+/**
+ * @template {HTMLElement} T
+ * @param {string} id
+ * @param {new () => T} kind
+ * @returns {T}
+ */
+export function element(id, kind) {
+  const found = document.getElementById(id);
+  if (!(found instanceof kind)) throw new Error(`the page has no ${kind.name} #${id}`);
+  return found;
+}
+
+/**
+ * A new element with attributes and children.
+ * @param {string} tag
+ * @param {Record<string, string>} [attributes]
+ * @param {(Node | string)[]} children
+ */
+export function make(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+/**
+ * The attribute `data-<key>` of the element that has it: how a page tells its script where files are.
+ * @param {string} key
+ */
+export function pageData(key) {
+  const holder = document.querySelector(`[data-${key}]`);
+  return holder?.getAttribute(`data-${key}`) ?? "";
+}
+
+/**
+ * Show an error where the visitor looks first, or take it away.
+ * @param {unknown} error
+ */
+export function showError(error) {
+  const alert = element("alert", HTMLElement);
+  alert.hidden = error === null;
+  alert.textContent = error === null ? "" : error instanceof Error ? error.message : String(error);
+  if (error !== null) console.error(error);
+}
+
+/** @param {number} bytes */
+export function bytes(bytes) {
+  if (bytes < 1e5) return `${(bytes / 1e3).toFixed(bytes < 1e4 ? 1 : 0)} kB`;
+  return `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
+}
+
+/** @param {number} ms */
+export function milliseconds(ms) {
+  if (ms >= 1000) return `${(ms / 1000).toFixed(2)} s`;
+  return `${ms.toFixed(ms < 10 ? 2 : ms < 100 ? 1 : 0)} ms`;
+}
+
+/** @param {number[]} values */
+export function median(values) {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+}
+
+/** Grows `fill` to a share of its track. @param {Element} fill @param {number} share 0 to 1 */
+export function setBar(fill, share) {
+  /** @type {HTMLElement} */ (fill).style.transform = `scaleX(${Math.min(1, Math.max(0, share))})`;
+}
+
+/** @returns {Provider[]} from the address (`?provider=wasm`), else all of them */
+function wantedProviders() {
+  const wanted = new URLSearchParams(location.search).get("provider");
+  return PROVIDERS.filter((name) => !wanted || wanted === name);
+}
+
+/**
+ * One model on a page: a session on one executor at a time, and the panel about it.
+ *
+ * `onReady` is called whenever a session is ready: at first and after each switch.
+ */
+export class Runner {
+  /** @type {Session | null} */
+  session = null;
+  #panel = element("runtime", HTMLElement);
+  #url = pageData("bundle");
+  /** @type {Map<Provider, number[]>} */
+  #times = new Map(PROVIDERS.map((name) => [name, []]));
+  /** @type {Map<Provider, string>} */
+  #reasons = new Map();
+  /** @type {Promise<unknown>} */
+  #work = Promise.resolve();
+  #onReady;
+
+  /** @param {() => void} onReady */
+  constructor(onReady) {
+    this.#onReady = onReady;
+    for (const radio of this.#radios()) {
+      radio.addEventListener("change", () => this.#choose(/** @type {Provider} */ (radio.value)));
+    }
+  }
+
+  /** Create the session on the best executor; errors are shown on the page. */
+  start() {
+    return this.#create(wantedProviders());
+  }
+
+  /**
+   * Run the model when earlier runs and switches are done; null when there is no session.
+   * @param {Record<string, Tensor>} feeds
+   * @param {{timed?: boolean}} [options] timed: this run counts for the median
+   * @returns {Promise<Record<string, Tensor> | null>}
+   */
+  run(feeds, { timed = true } = {}) {
+    return this.#inTurn(async () => {
+      if (!this.session) return null;
+      const start = performance.now();
+      const outputs = await this.session.run(feeds);
+      if (timed) this.#count(this.#provider(), performance.now() - start);
+      return outputs;
+    });
+  }
+
+  /**
+   * @template T
+   * @param {() => Promise<T>} task
+   * @returns {Promise<T>}
+   */
+  #inTurn(task) {
+    const done = this.#work.then(task);
+    this.#work = done.catch(() => {});
+    return done;
+  }
+
+  #provider() {
+    return /** @type {Provider} */ (this.session?.provider);
+  }
+
+  #radios() {
+    const found = this.#panel.querySelectorAll("input[name=provider]");
+    return /** @type {HTMLInputElement[]} */ ([...found]);
+  }
+
+  /** @param {Provider} provider */
+  async #choose(provider) {
+    const before = this.session && this.#provider();
+    if (before === provider) return;
+    await this.#create([provider]);
+    // A choice that does not work must not leave the page without a model.
+    if (!this.session && before) await this.#create([before], { keepError: true });
+  }
+
+  /**
+   * @param {Provider[]} providers
+   * @param {{keepError?: boolean}} [options]
+   */
+  async #create(providers, { keepError = false } = {}) {
+    if (!keepError) showError(null);
+    document.documentElement.dataset.state = "loading";
+    for (const radio of this.#radios()) radio.disabled = true;
+    await this.#inTurn(async () => {
+      this.session?.release();
+      this.session = null;
+      const progress = new Download();
+      try {
+        const threads = Number(new URLSearchParams(location.search).get("threads")) || undefined;
+        this.session = await InferenceSession.create(this.#url, {
+          executionProviders: providers,
+          onProgress: progress.update,
+          threads,
+        });
+        progress.finish();
+      } catch (error) {
+        if (providers.length === 1) this.#reasons.set(providers[0], message(error));
+        progress.fail();
+        showError(error);
+      }
+      this.#describe();
+    });
+    document.documentElement.dataset.state = this.session ? "ready" : "failed";
+    if (this.session) this.#onReady();
+  }
+
+  /** Tell what runs, and why what does not run does not. */
+  #describe() {
+    const info = this.session?.info;
+    for (const { feature, reason } of info?.unavailable ?? []) {
+      if (feature === "webgpu" || feature === "wasm") this.#reasons.set(feature, reason);
+    }
+    for (const radio of this.#radios()) {
+      const name = /** @type {Provider} */ (radio.value);
+      radio.checked = name === info?.provider;
+      radio.disabled = this.#reasons.has(name);
+      this.#showTime(name);
+    }
+    document.documentElement.dataset.provider = info?.provider ?? "";
+    const onGpu = info?.provider === "webgpu";
+    element("fact-how-label", HTMLElement).textContent = onGpu ? "Kernels" : "Threads and SIMD";
+    element("fact-device", HTMLElement).textContent = info ? deviceName(info) : "–";
+    element("fact-device", HTMLElement).title = info ? deviceName(info) : "";
+    element("fact-how", HTMLElement).textContent = info ? howItRuns(info) : "–";
+    this.#showNotes(info?.unavailable ?? []);
+  }
+
+  /** @param {{feature: string, reason: string}[]} unavailable */
+  #showNotes(unavailable) {
+    /** @type {Map<string, string>} */
+    const notes = new Map();
+    for (const [name, reason] of this.#reasons) notes.set(NAMES[name], reason);
+    for (const { feature, reason } of unavailable) {
+      if (feature !== "webgpu" && feature !== "wasm") notes.set(featureName(feature), reason);
+    }
+    const items = [...notes].map(([name, reason]) =>
+      make("li", {}, make("strong", {}, `No ${name}: `), sentence(reason)),
+    );
+    if (!items.length) items.push(make("li", {}, "Everything this device offers is in use."));
+    element("notes", HTMLElement).replaceChildren(...items);
+  }
+
+  /**
+   * @param {Provider} provider
+   * @param {number} ms
+   */
+  #count(provider, ms) {
+    const times = this.#times.get(provider) ?? [];
+    times.push(ms);
+    if (times.length > WINDOW) times.shift();
+    this.#showTime(provider);
+  }
+
+  /** @param {Provider} provider */
+  #showTime(provider) {
+    const times = this.#times.get(provider) ?? [];
+    const time = times.length ? milliseconds(median(times)) : "";
+    const label = this.#panel.querySelector(`[data-time=${provider}]`);
+    if (label) label.textContent = time || (this.#reasons.has(provider) ? "not available here" : "");
+    if (this.session?.provider !== provider) return;
+    const runs = times.length === 1 ? "1 run" : `median of ${times.length}`;
+    element("fact-time", HTMLElement).textContent = time ? `${time} · ${runs}` : "–";
+  }
+}
+
+/** The download's line: a bar for all files together and, opened, one for each. */
+class Download {
+  #text = element("download-text", HTMLElement);
+  #bar = element("download-total", HTMLProgressElement);
+  #list = element("download-files", HTMLElement);
+  /** @type {Map<string, {bar: HTMLProgressElement, text: HTMLElement}>} */
+  #files = new Map();
+  #start = performance.now();
+  #loaded = 0;
+  #total = 0;
+
+  constructor() {
+    this.#list.replaceChildren();
+    this.#text.textContent = "Starting…";
+    this.#bar.value = 0;
+  }
+
+  /**
+   * @param {{file: string, loaded: number, total: number, fileLoaded: number, fileTotal: number}} progress
+   */
+  update = ({ file, loaded, total, fileLoaded, fileTotal }) => {
+    this.#loaded = loaded;
+    this.#total = total;
+    this.#bar.max = total || 1;
+    this.#bar.value = loaded;
+    this.#text.textContent = `Loading ${bytes(loaded)} of ${bytes(total)}`;
+    const row = this.#files.get(file) ?? this.#add(file);
+    row.bar.max = fileTotal || 1;
+    row.bar.value = fileLoaded;
+    row.text.textContent = `${bytes(fileLoaded)} of ${bytes(fileTotal)}`;
+  };
+
+  /** @param {string} file */
+  #add(file) {
+    const bar = document.createElement("progress");
+    bar.setAttribute("aria-label", file);
+    const text = make("span", { class: "number" });
+    this.#list.append(make("li", {}, make("code", {}, file), bar, text));
+    const row = { bar, text };
+    this.#files.set(file, row);
+    return row;
+  }
+
+  finish() {
+    const took = milliseconds(performance.now() - this.#start);
+    this.#bar.value = this.#bar.max;
+    this.#text.textContent = `${bytes(this.#loaded || this.#total)}, ready in ${took}`;
+  }
+
+  fail() {
+    this.#text.textContent = "Not loaded";
+  }
+}
+
+/** @param {unknown} error */
+const message = (error) => (error instanceof Error ? error.message : String(error));
+
+/** @param {string} text */
+function sentence(text) {
+  const plain = text.replace(/^(webgpu|wasm): /, "").replace(/\s+$/, "");
+  return plain.charAt(0).toUpperCase() + plain.slice(1) + (/[.!?]$/.test(plain) ? "" : ".");
+}
+
+/** @param {string} feature */
+const featureName = (feature) => feature.replace("threads", "threads").replace("simd", "SIMD");
+
+/** @param {Session["info"]} info */
+function deviceName(info) {
+  if (info.provider === "webgpu") return info.device || "GPU";
+  return `${navigator.hardwareConcurrency || "?"} processor cores`;
+}
+
+/** @param {Session["info"]} info */
+function howItRuns(info) {
+  if (info.provider === "webgpu") return "WGSL compute shaders";
+  const threads = info.threads === 1 ? "1 thread" : `${info.threads} threads`;
+  return `${threads}, ${String(info.variant).includes("relaxed") ? "relaxed SIMD" : "SIMD"}`;
+}
