@@ -13,7 +13,7 @@ from typing import Any
 from ..caps import WgslCaps
 from ..spec import KernelSpec, family
 from . import attention, conv, map, matmul, reduce, row
-from .kernel import Binding, Pass, Role, WgslKernel
+from .kernel import WgslKernel
 
 _FAMILIES: dict[str, ModuleType] = {
     "map": map,
@@ -46,15 +46,3 @@ def knobs_json(knobs: Any) -> dict[str, Any]:
 def knobs_from_json(spec: KernelSpec, data: dict[str, Any]) -> Any:
     """The inverse of `knobs_json`; TypeError where the fields are not the family's."""
     return _FAMILIES[family(spec)].Knobs(**data)
-
-
-__all__ = [
-    "Binding",
-    "Pass",
-    "Role",
-    "WgslKernel",
-    "knobs_from_json",
-    "knobs_json",
-    "render",
-    "space",
-]

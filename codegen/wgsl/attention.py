@@ -14,7 +14,7 @@ from ..dims import Dim, ceildiv
 from ..scalar import Type
 from ..spec import Attention, View
 from .kernel import WgslKernel
-from .module import Module, dim_text, fill, fold_grid, runs_along
+from .module import Module, dim_text, fold_grid, runs_along
 from .scalar import literal
 
 
@@ -95,7 +95,8 @@ class DecodeFields:
 
 
 def _v_columns(knobs: Flash, v_dim: int) -> int:
-    return -(-(-(-v_dim // 4)) // (knobs.bk // knobs.tk))
+    across = knobs.bk // knobs.tk
+    return (v_dim + 4 * across - 1) // (4 * across)
 
 
 def _storage(spec: Attention, k: Flash) -> int:
@@ -122,7 +123,7 @@ def space(spec: Attention, caps: WgslCaps) -> list[Kinds]:
             k = Flash(*shape, staged)
             fits = k.threads <= limit and _storage(spec, k) <= caps.max_workgroup_storage
             # More accumulators than this would leave the registers.
-            if fits and 32 <= k.threads and k.tq * _v_columns(k, spec.v_dim) <= 32:
+            if fits and k.threads >= 32 and k.tq * _v_columns(k, spec.v_dim) <= 32:
                 flash.append(k)
     decode: list[Kinds] = [
         Decode(n) for n in (64, 128, 256)
@@ -176,16 +177,17 @@ def render(spec: Attention, knobs: Kinds) -> WgslKernel:
             **common,  # type: ignore[arg-type]
         )
         grid = fold_grid(pairs * spec.q_len)
-        code = fill("attention_decode", fields)
+        one = module.dispatch("attention_decode", fields, grid)
         name = f"attention_decode_{knobs.threads}"
     else:
-        code = fill("attention", FlashFields(
+        tiles = FlashFields(
             bq=knobs.bq, bk=knobs.bk, tq=knobs.tq, tk=knobs.tk, staged=knobs.staged,
             v_columns=_v_columns(knobs, spec.v_dim), **common,  # type: ignore[arg-type]
-        ))  # fmt: skip
+        )  # fmt: skip
         grid = fold_grid(pairs * ceildiv(spec.q_len, knobs.bq))
+        one = module.dispatch("attention", tiles, grid)
         name = f"attention_{knobs.bq}x{knobs.bk}_{knobs.tq}x{knobs.tk}{'s' if knobs.staged else ''}"
-    return WgslKernel(name, (module.dispatch(code, grid),), (), module.features())
+    return WgslKernel(name, (one,), (), module.features())
 
 
 def _index(view: View) -> sc.Scalar:
@@ -214,5 +216,3 @@ def _define_load(module: Module, operand: int, name: str, view: View, size: int)
         lines.append(f"if (d4 * 4 + {c} < {size}) {{"
                      f" r.{component} = {name}_at(b, h, i, d4 * 4 + {c}); }}")  # fmt: skip
     module.text(head, [*lines, "return r;"])
-
-

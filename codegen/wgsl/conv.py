@@ -8,10 +8,10 @@ from .. import scalar as sc
 from ..caps import WgslCaps
 from ..dims import Dim, ceildiv, product
 from ..scalar import Op, Scalar, Type
-from ..spec import Conv
+from ..spec import Conv, View
 from . import product as core
 from .kernel import WgslKernel
-from .module import Module, dim_multiple, dim_text, fill, fold_grid, runs_along, unravel
+from .module import Module, dim_multiple, dim_text, fold_grid, unravel
 
 Tile = core.Tile
 Few = core.Few
@@ -66,35 +66,38 @@ def space(spec: Conv, caps: WgslCaps) -> list[core.Knobs | Depthwise]:
 def render(spec: Conv, knobs: core.Knobs | Depthwise) -> WgslKernel:
     if isinstance(knobs, Depthwise):
         return _render_depthwise(spec, knobs)
-    module = Module(spec.operands, spec.output, spec.n_args)
     cin, cout = spec.cin // spec.groups, spec.cout // spec.groups
     z, m, k = sc.axis(0), sc.axis(1), sc.axis(2)
     pixel = _pixel(spec, m)
     taps = spec.kernel[0] * spec.kernel[1]
-    tap = sc.binary(Op.UDIV, k, sc.const(cin)) if taps > 1 else sc.const(0)
-    c = sc.binary(Op.UMOD, k, sc.const(cin)) if taps > 1 else k
-    group_in = z * cin if spec.groups > 1 else sc.const(0)
-    ky = sc.binary(Op.UDIV, tap, sc.const(spec.kernel[1]))
-    kx = sc.binary(Op.UMOD, tap, sc.const(spec.kernel[1]))
-    index, inside = _source(spec, pixel, ky, kx, group_in + c)
-    # With taps, four steps of k stay within one tap when the channels come in fours.
-    along = [sc.const(0), sc.const(0), sc.const(0), z * cin + k if spec.groups > 1 else k]
-    vector = isinstance(knobs, Tile) and cin % 4 == 0 and _aligned(spec) and runs_along(
-        _view(spec, along), 2
-    )
-    core.define_a(module, index, inside, taps * cin, vector)
-    core.define_b_panels(module, cout, taps * cin, spec.groups > 1)
-    channel = z * cout + sc.axis(2) if spec.groups > 1 else sc.axis(2)
-    coordinates = [*pixel, channel]
+    grouped = spec.groups > 1
+
+    def loads(module: Module) -> None:
+        tap = sc.binary(Op.UDIV, k, sc.const(cin)) if taps > 1 else sc.const(0)
+        c = sc.binary(Op.UMOD, k, sc.const(cin)) if taps > 1 else k
+        ky = sc.binary(Op.UDIV, tap, sc.const(spec.kernel[1]))
+        kx = sc.binary(Op.UMOD, tap, sc.const(spec.kernel[1]))
+        index, inside = _source(spec, pixel, ky, kx, z * cin + c if grouped else c)
+        # Four steps of k are four channels of one tap when the channels come in fours.
+        vector = isinstance(knobs, Tile) and cin % 4 == 0 and _wide_input(spec)
+        core.define_a(module, index, inside, taps * cin, vector)
+        core.define_b_panels(module, cout, taps * cin, grouped)
+
+    coordinates = [*pixel, z * cout + sc.axis(2) if grouped else sc.axis(2)]
 
     def axis(node: Scalar) -> Scalar | None:
         return coordinates[int(node.value or 0)] if node.op is Op.AXIS else None
 
-    module.puts(
-        sc.transform(spec.final, axis), _out(spec, coordinates), ("z", "m", "n"), Type.F32,
-        lane=2, lane_size=cout, guarded=frozenset((0, 1)),
-    )  # fmt: skip
-    return core.render(_product(spec), knobs, module, "conv")
+    def put(module: Module) -> None:
+        module.puts(
+            sc.transform(spec.final, axis), _place(spec.out, coordinates), ("z", "m", "n"),
+            Type.F32, lane=2, lane_size=cout, guarded=frozenset((0, 1)),
+        )  # fmt: skip
+
+    def module() -> Module:
+        return Module(spec.operands, spec.output, spec.n_args)
+
+    return core.render(_product(spec), knobs, core.Parts("conv", module, loads, put))
 
 
 def _pixel(spec: Conv, m: Scalar) -> list[Scalar]:
@@ -122,28 +125,22 @@ def _source(
         within = sc.binary(Op.AND, sc.binary(Op.LE, sc.const(0), place),
                            sc.binary(Op.LT, place, sc.dim(size)))  # fmt: skip
         inside = within if inside is None else sc.binary(Op.AND, inside, within)
-    return _view(spec, [pixel[0], *places, channel]), inside
+    return _place(spec.x, [pixel[0], *places, channel]), inside
 
 
-def _view(spec: Conv, coordinates: list[Scalar]) -> Scalar:
-    total = sc.dim(spec.x.offset)
-    for coordinate, stride in zip(coordinates, spec.x.strides, strict=True):
+def _place(view: View, coordinates: list[Scalar]) -> Scalar:
+    """Element number of (batch, y, x, channel)."""
+    total = sc.dim(view.offset)
+    for coordinate, stride in zip(coordinates, view.strides, strict=True):
         if stride != 0:
             total = total + coordinate * sc.dim(stride)
     return total
 
 
-def _out(spec: Conv, coordinates: list[Scalar]) -> Scalar:
-    total = sc.dim(spec.out.offset)
-    for coordinate, stride in zip(coordinates, spec.out.strides, strict=True):
-        if stride != 0:
-            total = total + coordinate * sc.dim(stride)
-    return total
-
-
-def _aligned(spec: Conv) -> bool:
-    """Whether every pixel's channels start at a multiple of four elements."""
-    return all(dim_multiple(d, 4) for d in (spec.x.offset, *spec.x.strides[:3]))
+def _wide_input(spec: Conv) -> bool:
+    """Whether channels are contiguous and every pixel starts at a multiple of four elements."""
+    steps = (spec.x.offset, *spec.x.strides[:3])
+    return spec.x.strides[3] == 1 and all(dim_multiple(d, 4) for d in steps)
 
 
 def _product(spec: Conv) -> core.Product:
@@ -158,7 +155,7 @@ def _product(spec: Conv) -> core.Product:
 
 
 def _wide(spec: Conv) -> bool:
-    return spec.cout % 4 == 0 and spec.x.strides[3] == 1 and _aligned(spec)
+    return spec.cout % 4 == 0 and _wide_input(spec)
 
 
 def _render_depthwise(spec: Conv, knobs: Depthwise) -> WgslKernel:
@@ -185,7 +182,7 @@ def _render_depthwise(spec: Conv, knobs: Depthwise) -> WgslKernel:
     module.text(f"fn weight(tap: i32, c: i32) -> {kind} {{",
                 [f"return {read(1, f'(tap * {spec.cout} + c)')};"])  # fmt: skip
     module.puts(
-        spec.final, _out(spec, [b, y, x, c]), ("b", "y", "x", "c"), Type.F32,
+        spec.final, _place(spec.out, [b, y, x, c]), ("b", "y", "x", "c"), Type.F32,
         lane=3 if knobs.wide else None, lane_size=spec.cout, guarded=frozenset((0, 1)),
     )  # fmt: skip
     columns = ceildiv(spec.out_size[1], knobs.pixels)
@@ -211,5 +208,5 @@ def _render_depthwise(spec: Conv, knobs: Depthwise) -> WgslKernel:
     )
     grid = fold_grid(ceildiv(product(shape), knobs.workgroup))
     name = f"depthwise_{knobs.workgroup}x{knobs.pixels}{'v' if knobs.wide else ''}"
-    code = fill("conv_depthwise", fields)
-    return WgslKernel(name, (module.dispatch(code, grid),), (), module.features())
+    one = module.dispatch("conv_depthwise", fields, grid)
+    return WgslKernel(name, (one,), (), module.features())

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..caps import WgslCaps
+from ..coalesce import coalesce
 from ..dims import Dim, ceildiv, product
 from ..spec import Map
 from .kernel import WgslKernel
-from .module import Module, dim_multiple, fill, fold_grid, runs_along, size_of, unravel
+from .module import Module, dim_multiple, fold_grid, runs_along, size_of, unravel
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Fields:
 
 def space(spec: Map, caps: WgslCaps) -> list[Knobs]:
     """Vectors where addresses allow; several pieces per thread amortise index arithmetic."""
+    spec = coalesce(spec)
     vector = bool(spec.shape) and _vectorable(spec)
     found = [
         Knobs(workgroup, repeat, v)
@@ -39,7 +41,8 @@ def space(spec: Map, caps: WgslCaps) -> list[Knobs]:
         for repeat in (1, 4)
         for workgroup in (256, 64)
     ]
-    return [k for k in found if k.workgroup <= min(caps.max_invocations, caps.max_workgroup_size[0])]
+    limit = min(caps.max_invocations, caps.max_workgroup_size[0])
+    return [k for k in found if k.workgroup <= limit]
 
 
 def _vectorable(spec: Map) -> bool:
@@ -48,6 +51,7 @@ def _vectorable(spec: Map) -> bool:
 
 
 def render(spec: Map, knobs: Knobs) -> WgslKernel:
+    spec = coalesce(spec)
     module = Module(spec.operands, spec.output, spec.n_args)
     rank = len(spec.shape)
     axes = [f"i{n}" for n in range(rank)]
@@ -72,4 +76,4 @@ def render(spec: Map, knobs: Knobs) -> WgslKernel:
     )
     grid = fold_grid(ceildiv(count, knobs.workgroup * knobs.repeat))
     name = f"map_{knobs.workgroup}x{knobs.repeat}{'v' if knobs.vector else ''}"
-    return WgslKernel(name, (module.dispatch(fill("map", fields), grid),), (), module.features())
+    return WgslKernel(name, (module.dispatch("map", fields, grid),), (), module.features())

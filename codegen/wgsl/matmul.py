@@ -25,16 +25,17 @@ def space(spec: Matmul, caps: WgslCaps) -> list[core.Knobs]:
 
 
 def render(spec: Matmul, knobs: core.Knobs) -> WgslKernel:
-    module = Module(spec.operands, spec.output, spec.n_args)
     batch = split(sc.axis(0), spec.batch)
-    a, b = _index(spec.a, batch), _index(spec.b, batch) if spec.b else None
-    along_k = runs_along(a, 2) and dim_multiple(spec.k, 4)
-    core.define_a(module, a, None, spec.k, along_k and isinstance(knobs, Tile))
-    if b is None:
-        core.define_b_panels(module, spec.n, spec.k, False)
-    else:
-        core.define_b(module, b, runs_along(b, 2) and dim_multiple(spec.n, 4))
     rank = len(batch)
+    a, b = _index(spec.a, batch), _index(spec.b, batch) if spec.b else None
+
+    def loads(module: Module) -> None:
+        along_k = runs_along(a, 2) and dim_multiple(spec.k, 4)
+        core.define_a(module, a, None, spec.k, along_k and isinstance(knobs, Tile))
+        if b is None:
+            core.define_b_panels(module, spec.n, spec.k, False)
+        else:
+            core.define_b(module, b, runs_along(b, 2) and dim_multiple(spec.n, 4))
 
     def axis(node: Scalar) -> Scalar | None:
         if node.op is not Op.AXIS:
@@ -42,16 +43,16 @@ def render(spec: Matmul, knobs: core.Knobs) -> WgslKernel:
         number = int(node.value or 0)
         return batch[number] if number < rank else sc.axis(1 + number - rank)
 
-    module.puts(
-        sc.transform(spec.final, axis),
-        _index(spec.out, batch),
-        ("z", "m", "n"),
-        Type.F32,
-        lane=2,
-        lane_size=spec.n,
-        guarded=frozenset((0, 1)),
-    )
-    return core.render(_product(spec), knobs, module, "matmul")
+    def put(module: Module) -> None:
+        module.puts(
+            sc.transform(spec.final, axis), _index(spec.out, batch), ("z", "m", "n"), Type.F32,
+            lane=2, lane_size=spec.n, guarded=frozenset((0, 1)),
+        )  # fmt: skip
+
+    def module() -> Module:
+        return Module(spec.operands, spec.output, spec.n_args)
+
+    return core.render(_product(spec), knobs, core.Parts("matmul", module, loads, put))
 
 
 def split(flat: Scalar, shape: tuple[Dim, ...]) -> list[Scalar]:

@@ -105,7 +105,7 @@ class Module:
         self.used: set[int] = set()
         self.vector: set[int] = set()  # operands bound as vec4
         self.output_vector = False
-        self.scratch: list[tuple[str, str, str]] = []  # (name, access, element)
+        self.scratch: list[tuple[str, str]] = []  # (name, element type)
 
     # ---- expressions -------------------------------------------------------------------------
 
@@ -256,8 +256,9 @@ class Module:
 
     # ---- the whole -----------------------------------------------------------------------------
 
-    def features(self) -> tuple[str, ...]:
-        half = Storage.F16 in (self.output, *(self.operands[i] for i in self.used))
+    def features(self, with_output: bool = True) -> tuple[str, ...]:
+        half = Storage.F16 in {self.operands[i] for i in self.used}
+        half |= with_output and self.output is Storage.F16
         return ("shader-f16",) if half else ()
 
     def _bound(self, with_output: bool = True) -> list[tuple[Binding, str, str]]:
@@ -266,35 +267,54 @@ class Module:
         for i in sorted(self.used):
             element = ELEMENT[self.operands[i]]
             element = f"vec4<{element}>" if i in self.vector else element
-            found.append((Binding(Role.OPERAND, i), f"var<storage, read> in{i}", f"array<{element}>"))
+            found.append(
+                (Binding(Role.OPERAND, i), f"var<storage, read> in{i}", f"array<{element}>")
+            )
         if with_output:
             element = ELEMENT[self.output]
             element = f"vec4<{element}>" if self.output_vector else element
-            found.append((Binding(Role.OUTPUT), "var<storage, read_write> out", f"array<{element}>"))
-        for i, (name, access, element) in enumerate(self.scratch):
-            found.append((Binding(Role.SCRATCH, i), f"var<storage, {access}> {name}",
-                          f"array<{element}>"))  # fmt: skip
-        if self.n_args:
-            found.append((Binding(Role.ARGS), "var<uniform> args", "Arguments"))
+            found.append(
+                (Binding(Role.OUTPUT), "var<storage, read_write> out", f"array<{element}>")
+            )
+        for i, (name, element) in enumerate(self.scratch):
+            declared = f"var<storage, read_write> {name}"
+            found.append((Binding(Role.SCRATCH, i), declared, f"array<{element}>"))
         return found
+
+    def _args(self, number: int) -> str:
+        """The declaration of the arguments: last, so that it can be left out."""
+        vectors = -(-self.n_args // 4)
+        return (
+            f"\n@group(0) @binding({number}) var<uniform> args: Arguments;"
+            f"\n\nstruct Arguments {{\n  v: array<vec4<u32>, {vectors}>,\n}}"
+        )
 
     def head(self, with_output: bool = True) -> str:
         """Directives, bindings, helpers and functions: the top of the shader."""
         parts = []
-        if self.features():
+        if self.features(with_output):
             parts.append("enable f16;")
-        if self.n_args:
-            parts.append(f"struct Arguments {{\n  v: array<vec4<u32>, {-(-self.n_args // 4)}>,\n}}")
-        parts.append("\n".join(
-            f"@group(0) @binding({i}) {name}: {type_};"
-            for i, (_, name, type_) in enumerate(self._bound(with_output))
-        ))  # fmt: skip
+        bound = self._bound(with_output)
+        declared = "\n".join(
+            f"@group(0) @binding({i}) {name}: {type_};" for i, (_, name, type_) in enumerate(bound)
+        )
+        parts.append(declared + (self._args(len(bound)) if self.n_args else ""))
         if self.helpers.used:
             parts.append(self.helpers.text())
         return "\n\n".join([*parts, *self.functions])
 
-    def dispatch(self, code: str, grid: tuple[Dim, Dim, Dim], with_output: bool = True) -> Pass:
-        return Pass(code, tuple(b for b, _, _ in self._bound(with_output)), grid)
+    def dispatch(
+        self, template: str, fields: Any, grid: tuple[Dim, Dim, Dim], with_output: bool = True
+    ) -> Pass:
+        """The filled template. What it does not use it does not bind, the arguments included:
+        a pipeline's automatic layout holds only what its shader uses."""
+        code = fill(template, fields)
+        bindings = [b for b, _, _ in self._bound(with_output)]
+        if self.n_args and "args.v[" in code:
+            bindings.append(Binding(Role.ARGS))
+        elif self.n_args:
+            code = code.replace(self._args(len(bindings)), "")
+        return Pass(code, tuple(bindings), grid)
 
 
 def unravel(flat: str, shape: Sequence[Dim], names: Sequence[str]) -> list[str]:

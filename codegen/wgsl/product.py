@@ -12,6 +12,7 @@ among threads), and tiles with the k axis divided among workgroups.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .. import scalar as sc
@@ -19,7 +20,7 @@ from ..caps import WgslCaps
 from ..dims import Dim, ceildiv
 from ..scalar import Scalar
 from .kernel import Pass, WgslKernel
-from .module import Module, dim_multiple, dim_text, fill, fold_grid
+from .module import Module, dim_multiple, dim_text, fold_grid
 
 
 class Order(enum.Enum):
@@ -113,12 +114,13 @@ class FewFields:
 
 @dataclass(frozen=True, slots=True)
 class FinishFields:
-    """What the second pass of a split product sees."""
+    """What the second pass of a split product sees; `quads`: vec4s per row."""
 
     head: str
+    workgroup: int
     splits: int
     m: str
-    n: str
+    quads: str
     z: str
 
 
@@ -138,7 +140,9 @@ def space(p: Product, caps: WgslCaps) -> list[Knobs]:
     few = [f for f in _few(p) if _legal_few(f, caps)]
     m, n, z, k = (x if isinstance(x, int) else None for x in (p.m, p.n, p.z, p.k))
     # Where sizes are dynamic, assume a middling product.
-    work = [(_waste(t, m or 256, n or 256), _groups(t, m or 256, n or 256, z or 1), t) for t in tiles]
+    work = [
+        (_waste(t, m or 256, n or 256), _groups(t, m or 256, n or 256, z or 1), t) for t in tiles
+    ]
     enough = [t for waste, groups, t in work if groups >= 128 and waste <= 1.35]
     fallback = [t for waste, groups, t in sorted(work, key=lambda w: (w[0] > 1.6, -min(w[1], 128)))]
     ordered = list(dict.fromkeys([*enough, *fallback]))
@@ -189,13 +193,33 @@ def _legal_few(f: Few, caps: WgslCaps) -> bool:
     )
 
 
-def render(p: Product, knobs: Knobs, module: Module, name: str) -> WgslKernel:
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the caller defines: an empty module, then `loads` (a_at, a_load, b_load) and `put`
+    (put4) for one. A split product has them in different shaders."""
+
+    name: str
+    module: Callable[[], Module]
+    loads: Callable[[Module], None]
+    put: Callable[[Module], None]
+
+
+def render(p: Product, knobs: Knobs, parts: Parts) -> WgslKernel:
+    module = parts.module()
+    parts.loads(module)
+    if isinstance(knobs, Tile) and knobs.splits > 1:
+        return _render_split(p, knobs, module, parts)
+    parts.put(module)
     if isinstance(knobs, Few):
-        return _render_few(p, knobs, module, name)
-    return _render_tile(p, knobs, module, name)
+        one = _few_pass(p, knobs, module)
+        name = f"{parts.name}_few_{knobs.rows}x{knobs.columns}x{knobs.shares}"
+    else:
+        one = _tile_pass(p, knobs, module)
+        name = f"{parts.name}_{_tile_name(knobs)}"
+    return WgslKernel(name, (one,), (), module.features())
 
 
-def _render_few(p: Product, f: Few, module: Module, name: str) -> WgslKernel:
+def _few_pass(p: Product, f: Few, module: Module) -> Pass:
     fields = FewFields(
         head=module.head(),
         rows=f.rows,
@@ -207,24 +231,17 @@ def _render_few(p: Product, f: Few, module: Module, name: str) -> WgslKernel:
         z=dim_text(p.z),
     )
     grid = fold_grid(ceildiv(p.n, f.columns * 4) * ceildiv(p.m, f.rows) * p.z)
-    return WgslKernel(
-        f"{name}_few_{f.rows}x{f.columns}x{f.shares}",
-        (module.dispatch(fill("product_few", fields), grid),),
-        (),
-        module.features(),
-    )
+    return module.dispatch("product_few", fields, grid)
 
 
-def _render_tile(p: Product, t: Tile, module: Module, name: str) -> WgslKernel:
+def _tile_name(t: Tile) -> str:
+    return f"{t.bm}x{t.bn}x{t.bk}_{t.tm}x{t.tn}"
+
+
+def _tile_pass(p: Product, t: Tile, module: Module) -> Pass:
     split = t.splits > 1
-    finish: Pass | None = None
-    scratch: tuple[Dim, ...] = ()
-    used = set(module.used)
-    if split:
-        raise NotImplementedError
-    del used
     fields = TileFields(
-        head=module.head(),
+        head=module.head(with_output=not split),
         bm=t.bm,
         bn=t.bn,
         bk=t.bk,
@@ -242,18 +259,38 @@ def _render_tile(p: Product, t: Tile, module: Module, name: str) -> WgslKernel:
         splits=t.splits,
     )
     grid = fold_grid(ceildiv(p.m, t.bm) * ceildiv(p.n, t.bn) * p.z * t.splits)
-    first = module.dispatch(fill("product", fields), grid)
+    return module.dispatch("product", fields, grid, with_output=not split)
+
+
+_FINISH_WORKGROUP = 64
+
+
+def _render_split(p: Product, t: Tile, module: Module, parts: Parts) -> WgslKernel:
+    module.scratch.append(("partial_sums", "vec4<f32>"))
+    first = _tile_pass(p, t, module)
+    last = parts.module()
+    parts.put(last)
+    last.scratch.append(("partial_sums", "vec4<f32>"))
+    quads = ceildiv(p.n, 4)
+    fields = FinishFields(
+        head=last.head(),
+        workgroup=_FINISH_WORKGROUP,
+        splits=t.splits,
+        m=dim_text(p.m),
+        quads=dim_text(quads),
+        z=dim_text(p.z),
+    )
+    grid = fold_grid(ceildiv(p.z * p.m * quads, _FINISH_WORKGROUP))
+    second = last.dispatch("product_finish", fields, grid)
     return WgslKernel(
-        f"{name}_{t.bm}x{t.bn}x{t.bk}_{t.tm}x{t.tn}" + (f"_split{t.splits}" if split else ""),
-        (first, finish) if finish else (first,),
-        scratch,
-        module.features(),
+        f"{parts.name}_{_tile_name(t)}_split{t.splits}",
+        (first, second),
+        (p.z * p.m * quads * (16 * t.splits),),
+        tuple(dict.fromkeys([*module.features(with_output=False), *last.features()])),
     )
 
 
-def define_a(
-    module: Module, index: Scalar, inside: Scalar | None, k: Dim, vector: bool
-) -> None:
+def define_a(module: Module, index: Scalar, inside: Scalar | None, k: Dim, vector: bool) -> None:
     """a_at and a_load for operand 0; `index` and `inside` are over AXIS (z, m, k).
 
     Where `inside` is false the element is 0. `vector`: index runs along k, K is a multiple of 4.

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from .. import scalar as sc
 from ..caps import WgslCaps
+from ..coalesce import coalesce
 from ..dims import Dim, ceildiv, product
 from ..scalar import Scalar, Type
 from ..spec import Reduce, ReduceOp
 from .kernel import WgslKernel
-from .module import Module, dim_text, fill, fold_grid, size_of, unravel
+from .module import Module, dim_text, fold_grid, size_of, unravel
 from .scalar import WGSL_TYPE, literal, loads
 
 
@@ -48,6 +49,7 @@ _ARG = {ReduceOp.ARGMIN, ReduceOp.ARGMAX, ReduceOp.ARGMIN_LAST, ReduceOp.ARGMAX_
 def space(spec: Reduce, caps: WgslCaps) -> list[Knobs]:
     """Short reductions take a thread each; long ones share a workgroup's threads, which lie
     along whichever of the two spaces is contiguous in memory."""
+    spec = coalesce(spec)
     length, outputs = product(spec.reduce), product(spec.shape)
     short = isinstance(length, int) and length <= 32
     few = isinstance(outputs, int) and outputs < 64
@@ -74,6 +76,7 @@ def walks_inner(value: Scalar, outer: int, inner: int) -> bool:
 
 
 def render(spec: Reduce, knobs: Knobs) -> WgslKernel:
+    spec = coalesce(spec)
     module = Module(spec.operands, spec.output, spec.n_args)
     kind = spec.value.type
     arg = spec.op in _ARG
@@ -105,7 +108,7 @@ def render(spec: Reduce, knobs: Knobs) -> WgslKernel:
     grid = fold_grid(ceildiv(outputs, knobs.outputs))
     first = "f" if knobs.outputs_first else ""
     name = f"reduce_{knobs.outputs}x{knobs.threads}{first}"
-    return WgslKernel(name, (module.dispatch(fill("reduce", fields), grid),), (), module.features())
+    return WgslKernel(name, (module.dispatch("reduce", fields, grid),), (), module.features())
 
 
 def _identity(module: Module, op: ReduceOp, kind: Type) -> str:
@@ -142,5 +145,6 @@ def _combine(module: Module, op: ReduceOp, kind: Type) -> None:
         text = f"a {'+' if op is ReduceOp.SUM else '*'} b"
     else:
         call = "min" if op is ReduceOp.MIN else "max"
-        text = f"{call}(a, b)" if kind is Type.I32 else f"{module.helpers.need(call + '_nan')}(a, b)"
+        call = call if kind is Type.I32 else module.helpers.need(f"{call}_nan")
+        text = f"{call}(a, b)"
     module.text(f"fn combine(a: {name}, b: {name}) -> {name} {{", [f"return {text};"])

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from .. import scalar as sc
 from ..caps import WgslCaps
+from ..coalesce import coalesce
 from ..dims import ceildiv, product
 from ..scalar import Type
 from ..spec import Row, RowOp
 from .kernel import WgslKernel
-from .module import Module, dim_text, fill, fold_grid, size_of, unravel
+from .module import Module, dim_text, fold_grid, size_of, unravel
 from .reduce import walks_inner
 from .scalar import literal
 
@@ -67,6 +68,7 @@ _OPS: dict[RowOp, tuple[float, str, str, str, str, str, str]] = {
 
 def space(spec: Row, caps: WgslCaps) -> list[Knobs]:
     """Threads lie along the row, or across rows where that is the contiguous direction."""
+    spec = coalesce(spec)
     length, rows = product(spec.row), product(spec.shape)
     along = walks_inner(spec.value, len(spec.shape), len(spec.row))
     wide = min(256, caps.max_invocations)
@@ -93,6 +95,7 @@ def space(spec: Row, caps: WgslCaps) -> list[Knobs]:
 
 
 def render(spec: Row, knobs: Knobs) -> WgslKernel:
+    spec = coalesce(spec)
     module = Module(spec.operands, spec.output, spec.n_args)
     outer = [f"i{n}" for n in range(len(spec.shape))]
     inner = [f"r{n}" for n in range(len(spec.row))]
@@ -128,4 +131,4 @@ def render(spec: Row, knobs: Knobs) -> WgslKernel:
     )
     grid = fold_grid(ceildiv(product(spec.shape), knobs.rows))
     name = f"row_{knobs.rows}x{knobs.threads}{'f' if knobs.rows_first else ''}k{knobs.kept}"
-    return WgslKernel(name, (module.dispatch(fill("row", fields), grid),), (), module.features())
+    return WgslKernel(name, (module.dispatch("row", fields, grid),), (), module.features())

@@ -259,7 +259,7 @@ class Speller:
 
     def spell(self, *roots: Scalar) -> list[str]:
         """One expression per root."""
-        nodes = [n for n in self._reachable(roots)]
+        nodes = self._reachable(roots)
         for node in nodes:
             for a in node.args:
                 self.uses[a] = self.uses.get(a, 0) + 1
@@ -287,8 +287,12 @@ class Speller:
 
     def _bind(self, node: Scalar, text: str) -> str:
         leaf = node.op in (Op.CONST, Op.AXIS, Op.ARG, Op.ACC)
-        if self.inline or leaf or not (
-            self.uses.get(node, 0) > 1 or node.op is Op.LOAD or len(text) > _LONGEST_EXPRESSION
+        if (
+            self.inline
+            or leaf
+            or not (
+                self.uses.get(node, 0) > 1 or node.op is Op.LOAD or len(text) > _LONGEST_EXPRESSION
+            )
         ):
             return text
         name = f"{self.prefix}{len(self.lines)}"

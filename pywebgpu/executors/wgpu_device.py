@@ -69,6 +69,14 @@ def _adapter_name(adapter: Any) -> str:
     return f"{info['device'] or info['description']} ({info['backend_type']})"
 
 
+def _subgroup_size(adapter: Any) -> tuple[int, int]:
+    """(0, 0) where the adapter does not say. wgpu-py renames the fields "subgroup_*" oddly."""
+    info = adapter.info
+    found = [next((int(v) for k, v in info.items() if k.endswith(f"group_{which}_size")), 0)
+             for which in ("min", "max")]  # fmt: skip
+    return found[0], found[1]
+
+
 def _choose(power_preference: str, name: str | None, index: int | None) -> Any:
     gpu = wgpu_module().gpu
     if name is None and index is None:
@@ -128,13 +136,13 @@ class Gpu:
         self.features = frozenset(features)
         self.limits: Mapping[str, int] = dict(self.device.limits)
         self.name = _adapter_name(adapter)
+        self._subgroup_size = _subgroup_size(adapter)
         self._layouts: dict[tuple[str, ...], tuple[Any, Any]] = {}
         self._pipelines: dict[tuple[str, tuple[str, ...]], Any] = {}
 
     def caps(self) -> WgslCaps:
         limit = self.limits
-        info = self.device.adapter_info if hasattr(self.device, "adapter_info") else {}
-        sizes = (info.get("subgroup_min_size"), info.get("subgroup_max_size"))
+        sizes = self._subgroup_size
         return WgslCaps(
             max_workgroup_storage=limit["max-compute-workgroup-storage-size"],
             max_invocations=limit["max-compute-invocations-per-workgroup"],
@@ -146,7 +154,7 @@ class Gpu:
             max_workgroups=limit["max-compute-workgroups-per-dimension"],
             max_storage_buffers=limit["max-storage-buffers-per-shader-stage"],
             max_binding=limit["max-storage-buffer-binding-size"],
-            subgroup_size=(int(sizes[0]), int(sizes[1])) if all(sizes) else None,
+            subgroup_size=sizes if all(sizes) and "subgroups" in self.features else None,
             f16="shader-f16" in self.features,
         )
 
@@ -376,9 +384,7 @@ class Gpu:
         stride = uniform_stride(calls)
         usage = self.wgpu.BufferUsage
         raw = b"".join(struct.pack(f"<{len(c)}I", *c).ljust(stride, b"\0") for c in calls)
-        return self.device.create_buffer_with_data(
-            data=raw, usage=usage.UNIFORM | usage.COPY_DST
-        )
+        return self.device.create_buffer_with_data(data=raw, usage=usage.UNIFORM | usage.COPY_DST)
 
     def time(self, dispatches: Sequence[Dispatch], repeats: int) -> float:
         """Seconds of `repeats` runs on the device, by timestamps where it has them."""
