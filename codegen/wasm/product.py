@@ -276,6 +276,49 @@ def copy_plane(module: Module) -> Function:
     return module.helper("copy_plane", [I32] * 7, [], build)
 
 
+def copy_floats(module: Module) -> Function:
+    """(source, target, bytes): may write up to 60 bytes past the end of the target."""
+
+    def build(f: Function) -> None:
+        source, target, count = f.params
+        end = f.value(source + count)
+        lanes = f.locals(V128, 4)
+        with f.block() as done:
+            f.push(source, end)
+            f.i32_ge_u()
+            f.br_if(done)
+            with f.loop() as again:
+                for n, local in enumerate(lanes):
+                    f.get(source)
+                    f.v128_load(16 * n)
+                    f.set(local)
+                for n, local in enumerate(lanes):
+                    f.store(target, local, 16 * n)
+                f.assign(target, target + 64)
+                f.assign(source, source + 64)
+                f.push(source, end)
+                f.i32_lt_u()
+                f.br_if(again)
+
+    return module.helper("copy_floats", [I32] * 3, [], build)
+
+
+def fill_zero(module: Module) -> Function:
+    """(target, bytes): may write up to 60 bytes past the end."""
+
+    def build(f: Function) -> None:
+        target, count = f.params
+        zero = f.local(V128)
+        f.zero(zero)
+        i = f.local(I32)
+        with f.loop_range(i, 0, count, 64):
+            for n in range(4):
+                f.store(target, zero, 16 * n)
+            f.assign(target, target + 64)
+
+    return module.helper("fill_zero", [I32] * 2, [], build)
+
+
 def transpose(f: Function, rows: Sequence[Local]) -> list[Local]:
     """Four vectors as the columns of the 4 x 4 block whose rows they are; new locals."""
     a, b, c, d = rows

@@ -1,0 +1,389 @@
+"""Convolution as a product without an im2col buffer.
+
+The output is cut into blocks of pixels. If the kernel's window can leave the image, or channels
+are not side by side, the block's part of the input is first copied to scratch with its border of
+zeros: each input is copied about once and used kh * kw * cout times, and the loops that follow
+know no borders. Then the register tile of `product` runs over the block: its rows are pixels, its
+K is (ky, kx, channel), which are runs of contiguous floats.
+
+Blocks, groups, panels and tiles form one list, in that order, of which threads take equal shares.
+Blocks and tiles at the far edges are moved back, as in `matmul`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..caps import WasmCaps
+from ..dims import Dim, align, dim_max, dim_min, floordiv
+from ..spec import PANEL, Conv, Storage
+from . import depthwise
+from .asm import I32, Function, Int, IntLike, Local, Module, affine, imax, imin
+from .kernel import WasmKernel
+from .partition import share
+from .product import (
+    Core,
+    Epilogue,
+    Frame,
+    Panels,
+    Row,
+    Tile,
+    copy_floats,
+    copy_plane,
+    fill_zero,
+    offset_of,
+    size,
+)
+
+_BLOCK_BYTES = 192 << 10
+"""What a block's input may take, so that it stays in the second-level cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """rows (pixels) x (8 * panels) channels in registers; K is unrolled by `unroll`.
+
+    block: output rows and columns of a block.
+    """
+
+    rows: int = 4
+    panels: int = 1
+    unroll: int = 4
+    block: tuple[int, int] = (1, 64)
+
+
+_SHAPES = ((4, 1, 4), (6, 1, 4), (5, 1, 4), (2, 2, 4), (4, 1, 8), (6, 1, 2), (3, 1, 8), (1, 2, 4),
+           (4, 2, 4), (8, 1, 4), (7, 1, 4), (6, 2, 2))  # fmt: skip
+
+
+def space(spec: Conv, caps: WasmCaps) -> list[Knobs] | list[depthwise.Knobs]:
+    """Tiles that fit the registers, least wasted pixels first."""
+    if spec.depthwise:
+        return depthwise.space(spec, caps)
+    panels = -(-spec.cout // spec.groups // PANEL)
+    block = _block(spec)
+    pixels = _pixels(spec, block)
+    found = []
+    for rows, p, unroll in _SHAPES:
+        fits = Tile(rows, p, unroll).registers <= caps.simd_registers and p <= max(panels, 1)
+        if fits and (pixels is None or rows <= max(pixels, 1)):
+            found.append(Knobs(rows, p, unroll, block))
+    if not found:
+        found.append(Knobs(1, 1, 4, block))
+    if pixels is not None:
+        found.sort(key=lambda c: -(-pixels // c.rows) * c.rows)
+    return found
+
+
+def _block(spec: Conv) -> tuple[int, int]:
+    """Rows and columns: whole rows if they fit, more than one of them if several fit."""
+    (oh, ow), per_pixel = spec.out_size, 4 * spec.cin * spec.stride[1]
+    reach = (spec.kernel[0] - 1) * spec.dilation[0] + 1
+    width = max(32, _BLOCK_BYTES // (per_pixel * reach) // 8 * 8)
+    if isinstance(ow, int):
+        blocks = -(-ow // width) or 1
+        width = max(1, min(ow, align_int(-(-ow // blocks), 8)))
+    per_row = per_pixel * width
+    height = max(1, (_BLOCK_BYTES // per_row - reach) // spec.stride[0] + 1)
+    if isinstance(oh, int):
+        blocks = -(-oh // height) or 1
+        height = max(1, -(-oh // blocks))
+    elif not isinstance(ow, int):
+        height = min(height, 16)
+    return height, width
+
+
+def align_int(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _pixels(spec: Conv, block: tuple[int, int]) -> int | None:
+    oh, ow = spec.out_size
+    if isinstance(oh, int) and isinstance(ow, int):
+        return min(oh, block[0]) * min(ow, block[1])
+    return None
+
+
+def emit(module: Module, spec: Conv, knobs: Knobs | depthwise.Knobs) -> WasmKernel:
+    if isinstance(knobs, depthwise.Knobs):
+        return depthwise.emit(module, spec, knobs)
+    return _Emitter(module, spec, knobs).kernel()
+
+
+def stays_inside(spec: Conv) -> bool:
+    """Can it be told that no window leaves the image?"""
+    for i in range(2):
+        reach = (spec.kernel[i] - 1) * spec.dilation[i] + 1
+        inner, outer, stride = spec.in_size[i], spec.out_size[i], spec.stride[i]
+        if spec.pad[i] != 0:
+            return False
+        if isinstance(inner, int) and isinstance(outer, int):
+            if (outer - 1) * stride + reach > inner:
+                return False
+        elif outer != floordiv(inner - reach, stride) + 1:
+            return False
+    return True
+
+
+class _Emitter:
+    def __init__(self, module: Module, spec: Conv, knobs: Knobs) -> None:
+        self.module, self.spec, self.knobs = module, spec, knobs
+        self.cin, self.cout = spec.cin // spec.groups, spec.cout // spec.groups
+        self.k = spec.kernel[0] * spec.kernel[1] * self.cin
+        self.panels = -(-self.cout // PANEL)
+        side_by_side = spec.x.strides[3] == 1 or spec.cin == 1
+        self.copy = not (side_by_side and stays_inside(spec))
+        oh, ow = spec.out_size
+        self.height: Dim = dim_max(1, dim_min(oh, knobs.block[0]))
+        self.width: Dim = dim_max(1, dim_min(ow, knobs.block[1]))
+        self.pixels = self.height * self.width
+        wide = max(1, min(knobs.panels, self.panels))
+        if isinstance(self.pixels, int):
+            rows = min(knobs.rows, self.pixels)
+            self.variants = [Tile(rows, wide, knobs.unroll)]
+        else:
+            self.variants = [Tile(knobs.rows, wide, knobs.unroll)]
+            if knobs.rows > 1:
+                self.variants.append(Tile(1, wide, 2))
+        self.epilogue = Epilogue(module, spec, self.cout)
+        # What a block reads: (kh - 1) * dilation + 1 rows for its first row, `stride` more for
+        # each further one; columns alike.
+        reach = [(spec.kernel[i] - 1) * spec.dilation[i] + 1 for i in range(2)]
+        self.in_rows: Dim = (self.height - 1) * spec.stride[0] + reach[0]
+        self.in_columns: Dim = (self.width - 1) * spec.stride[1] + reach[1]
+        dump = max(t.rows * t.columns * 4 for t in self.variants)
+        self.patch_at = align_int(dump, 64)
+        patch: Dim = self.in_rows * self.in_columns * spec.cin * 4 + 128 if self.copy else 0
+        self.scratch: Dim = align(self.patch_at + patch, 64)
+
+    def _strides(self) -> tuple[Dim, Dim]:
+        """Elements from row to row and pixel to pixel of what the tiles read."""
+        if self.copy:
+            return self.in_columns * self.spec.cin, self.spec.cin
+        return self.spec.x.strides[1], self.spec.x.strides[2]
+
+    # -- the tile ---------------------------------------------------------------------------------
+
+    def _tile(self, tile: Tile) -> Function:
+        """(frame, block's input, weights, first pixel, tiles, column, channel, dump, b, y, x)."""
+        spec = self.spec
+        f = self.module.function(f"conv_{tile.rows}x{tile.columns}", Frame.types(spec, 10))
+        frame, (a, b, row, count, n0, channel, dump, image, y0, x0) = Frame.inner(spec, f)
+        width = f.hold(size(self.width, frame.args))
+        y_stride, x_stride = (f.hold(affine(size(s, frame.args)) * 4) for s in self._strides())
+        down = f.hold(affine(y_stride) * spec.stride[0])
+        right = f.hold(affine(x_stride) * spec.stride[1])
+        loops, run = self._loops(y_stride, x_stride)
+        i, first, b_now = f.locals(I32, 3)
+        with f.loop_range(i, 0, count):
+            f.assign(first, row)
+            if not (isinstance(self.pixels, int) and self.pixels % tile.rows == 0):
+                last = f.hold(affine(size(self.pixels, frame.args)) - tile.rows)
+                f.assign(first, imin(first, last))
+            with f.scope():
+                y = f.value(affine(first) // width)
+                x = f.value(first - affine(y) * width)
+                at: list[list[IntLike]] = []
+                rows: list[Row] = []
+                pointer = f.value(a + affine(y) * down + affine(x) * right)
+                f.assign(y, y + y0)
+                if isinstance(width, int) and width % tile.rows == 0 and isinstance(right, int):
+                    f.assign(x, x + x0)
+                    rows = [(pointer, r * right) for r in range(tile.rows)]
+                    at = [[image, y, x + r] for r in range(tile.rows)]
+                else:
+                    self._wander(f, tile.rows, (y, x, x0), width, (down, right), pointer, rows)
+                    at = [[image, *c] for c in self._where]
+                f.assign(b_now, b)
+                core = Core(f, tile, rows, b_now, Panels.packed(self.k, tile.panels), self.integer)
+                core.run(run, loops)
+                self.epilogue.store_tile(f, frame, core.acc, at, n0, channel, dump)
+            f.assign(row, row + tile.rows)
+        return f
+
+    @property
+    def integer(self) -> bool:
+        return self.spec.operands[0] is Storage.I32
+
+    def _wander(
+        self, f: Function, count: int, start: tuple[Local, Local, Local], width: IntLike,
+        steps: tuple[IntLike, IntLike], pointer: Local, rows: list[Row],
+    ) -> None:  # fmt: skip
+        """Pointers and coordinates of pixels that may go on in the next line."""
+        y, x, x0 = start
+        down, right = steps
+        back = f.hold(affine(down) - affine(width) * right)
+        inside = x
+        self._where = [(y, f.value(inside + x0))]
+        rows.append((pointer, 0))
+        for _ in range(1, count):
+            y, pointer = f.value(y), f.value(pointer + right)
+            inside = f.value(inside + 1)
+            f.push(inside, width)
+            f.i32_eq()
+            with f.if_():
+                f.assign(inside, 0)
+                f.assign(y, y + 1)
+                f.assign(pointer, pointer + back)
+            self._where.append((y, f.value(inside + x0)))
+            rows.append((pointer, 0))
+
+    def _loops(
+        self, y_stride: IntLike, x_stride: IntLike
+    ) -> tuple[list[tuple[IntLike, IntLike]], int]:
+        """Loops around the contiguous runs of K, and the length of a run."""
+        kh, kw = self.spec.kernel
+        dy, dx = self.spec.dilation
+        run = self.cin
+        loops: list[tuple[IntLike, IntLike]] = []
+        if kw > 1:
+            if dx == 1 and x_stride == 4 * self.cin:
+                run *= kw
+            else:
+                loops.append((kw, affine(x_stride) * dx))
+        if kh > 1:
+            loops.insert(0, (kh, affine(y_stride) * dy))
+        return loops, run
+
+    # -- the work list ----------------------------------------------------------------------------
+
+    def kernel(self) -> WasmKernel:
+        spec = self.spec
+        tiles = [self._tile(t) for t in self.variants]
+        patch = self._patch() if self.copy else None
+        n_ops = len(spec.operands)
+        f = self.module.function("conv", [I32] * (4 + n_ops + spec.n_args))
+        thread, threads = f.params[:2]
+        operands, output = f.params[2 : 2 + n_ops], f.params[2 + n_ops]
+        scratch, args = f.params[3 + n_ops], f.params[4 + n_ops :]
+        frame = Frame(operands, output, args)
+        f.assign(scratch, scratch + affine(thread) * size(self.scratch, args))
+        oh, ow, batch = (f.hold(size(d, args)) for d in (*spec.out_size, spec.batch))
+        height, width = (f.hold(size(d, args)) for d in (self.height, self.width))
+        pixels = f.hold(size(self.pixels, args))
+        down = f.hold((affine(oh) + height - 1) // height)
+        across = f.hold((affine(ow) + width - 1) // width)
+        main = self.variants[0]
+        rows: IntLike = main.rows
+        if len(self.variants) > 1:
+            rows = f.value(main.rows)
+            f.push(pixels, main.rows)
+            f.i32_lt_s()
+            with f.if_():
+                f.assign(rows, 1)
+        row_tiles = f.hold((affine(pixels) + rows - 1) // rows)
+        groups = -(-self.panels // main.panels)
+        per_block = f.hold(affine(row_tiles) * (groups * spec.groups))
+        total = f.hold(affine(batch) * down * across * per_block)
+        start, end = share(f, thread, threads, total)
+        packed = f.value(-1)
+        with f.block() as done, f.loop() as again:
+            f.push(start, end)
+            f.i32_ge_s()
+            f.br_if(done)
+            with f.scope():
+                block = f.value(affine(start) // per_block)
+                rest = f.value(start - affine(block) * per_block)
+                panel = f.value(affine(rest) // row_tiles)
+                tile = f.value(rest - affine(panel) * row_tiles)
+                remaining = f.value(end - start)
+                here = f.value(affine(row_tiles) - tile)
+                count = f.value(imin(here, remaining))
+                row = f.value(tile * affine(rows))
+                line = f.value(affine(block) // across)
+                x0 = f.value(affine(block - affine(line) * across) * width)
+                image = f.value(affine(line) // down)
+                y0 = f.value(affine(line - affine(image) * down) * height)
+                f.assign(x0, imin(x0, f.hold(affine(ow) - width)))
+                f.assign(y0, imin(y0, f.hold(affine(oh) - height)))
+                if patch is not None:
+                    a = f.value(scratch + self.patch_at)
+                    f.push(packed, block)
+                    f.i32_ne()
+                    with f.if_():
+                        f.assign(packed, block)
+                        f.push(*frame.all, a, image, y0, x0)
+                        f.call(patch)
+                else:
+                    corner: list[IntLike] = [image, y0 * spec.stride[0], x0 * spec.stride[1], 0]
+                    a = f.value(offset_of(operands[0], spec.x, corner, args))
+                group: IntLike = 0
+                if spec.groups > 1:
+                    group = f.value(affine(panel) // groups)
+                    f.assign(panel, panel - affine(group) * groups)
+                    f.assign(a, a + affine(group) * (self.cin * 4))
+                n0 = f.value(panel * main.columns)
+                f.assign(n0, imin(n0, (self.panels - main.panels) * PANEL))
+                per_group = self.panels * PANEL * self.k * 4
+                b = f.value(operands[1] + affine(group) * per_group + n0 * (self.k * 4))
+                channel = f.value(n0 + affine(group) * self.cout)
+                for variant, function in zip(self.variants, tiles, strict=True):
+
+                    def call(function: Function = function) -> None:
+                        f.push(*frame.all, a, b, row, count, n0, channel, scratch, image, y0, x0)
+                        f.call(function)
+
+                    if len(tiles) == 1:
+                        call()
+                        continue
+                    f.push(rows, variant.rows)
+                    f.i32_eq()
+                    with f.if_():
+                        call()
+                f.assign(start, start + count)
+            f.br(again)
+        return WasmKernel(f.index, self.scratch)
+
+    def _patch(self) -> Function:
+        """(frame, target, b, y, x): the input that the block at y, x reads, zeros around it."""
+        spec, module = self.spec, self.module
+        f = module.function("conv_patch", Frame.types(spec, 4))
+        frame, (target, image, y0, x0) = Frame.inner(spec, f)
+        args = frame.args
+        ih, iw, top, left = (
+            f.hold(size(d, args)) for d in (*spec.in_size, spec.pad[0], spec.pad[1])
+        )
+        rows, columns = (f.hold(size(d, args)) for d in (self.in_rows, self.in_columns))
+        pixel = spec.cin * 4
+        y = f.value(y0 * spec.stride[0] - top)
+        x = f.value(x0 * spec.stride[1] - left)
+        # Columns [begin, end) of the patch lie in the image.
+        begin = f.value(imax(f.value(-x), 0))
+        f.assign(begin, imin(begin, columns))
+        end = f.value(imin(f.value(affine(iw) - x), columns))
+        f.assign(end, imax(end, begin))
+        inside = f.value(end - begin)
+        after = f.value(affine(columns) - end)
+        i = f.local(I32)
+        with f.loop_range(i, 0, rows), f.scope():
+            f.push(y, ih)
+            f.i32_lt_u()
+            with f.if_():
+                f.push(target, begin * pixel)
+                f.call(fill_zero(module))
+                f.assign(target, target + begin * pixel)
+                source = offset_of(frame.operands[0], spec.x, [image, y, x + begin, 0], args)
+                self._copy_row(f, frame, source, target, inside)
+                f.assign(target, target + inside * pixel)
+                f.push(target, after * pixel)
+                f.call(fill_zero(module))
+                f.assign(target, target + after * pixel)
+                f.else_()
+                f.push(target, affine(columns) * pixel)
+                f.call(fill_zero(module))
+                f.assign(target, target + affine(columns) * pixel)
+            f.assign(y, y + 1)
+        return f
+
+    def _copy_row(
+        self, f: Function, frame: Frame, source: Int, target: Local, count: Local
+    ) -> None:
+        spec, module = self.spec, self.module
+        x_stride, c_stride = spec.x.strides[2], spec.x.strides[3]
+        if c_stride == 1 and x_stride == spec.cin:
+            f.push(source, target, count * (spec.cin * 4))
+            f.call(copy_floats(module))
+            return
+        across, channel = (affine(size(s, frame.args)) * 4 for s in (x_stride, c_stride))
+        f.push(source, target, count, across, spec.cin, channel, spec.cin * 4)
+        f.call(copy_plane(module))
