@@ -1,0 +1,49 @@
+"""The passes in order. Deterministic: the same graph always becomes the same graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..graph import Graph
+from ..infer import Problems, infer_graph
+from .batchnorm import fold_batch_norm
+from .cse import share
+from .simplify import simplify
+
+Pass = Callable[[Graph], bool]
+
+
+def fold(graph: Graph) -> bool:
+    """Type everything again and fold what has become constant."""
+    changed = infer_graph(graph, Problems())
+    graph.prune()
+    return changed
+
+
+CLEANING: tuple[Pass, ...] = (fold, simplify, share)
+FUSING: tuple[Pass, ...] = (fold_batch_norm,)
+_ROUNDS = 12
+
+
+def clean(graph: Graph) -> bool:
+    """Cleaning passes until none of them changes anything."""
+    changed = False
+    for _ in range(_ROUNDS):
+        # Every pass runs in every round, whether or not one before it changed something.
+        results = [run_pass(graph) for run_pass in CLEANING]
+        if True not in results:
+            break
+        changed = True
+    return changed
+
+
+def optimise(graph: Graph) -> Graph:
+    """All passes, in place; returns the graph."""
+    clean(graph)
+    for run_pass in FUSING:
+        if run_pass(graph):
+            clean(graph)
+    return graph
+
+
+run = optimise
