@@ -1,0 +1,34 @@
+"""Operators to kernel specs. Start at `engine`; each category file holds the operators of its name.
+
+`lower(graph)` gives the program: kernel calls over numbered buffers. It knows nothing of how a
+kernel is spelled, and passes that rewrite the graph come before it.
+"""
+
+from __future__ import annotations
+
+from ..graph import Graph
+from . import (  # noqa: F401  (each registers its operators)
+    conv,
+    elementwise,
+    gather,
+    generate,
+    matmul,
+    movement,
+    norm,
+    pool,
+    reduce,
+)
+from .engine import Lowering, supported
+
+__all__ = ["Lowering", "lower", "supported"]
+
+
+def lower(graph: Graph) -> Lowering:
+    """The program of `graph`.
+
+    Raises:
+        UnsupportedError: an operator, or a use of one, that cannot be lowered.
+    """
+    lowering = Lowering(graph)
+    lowering.run()
+    return lowering

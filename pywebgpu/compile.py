@@ -1,0 +1,108 @@
+"""From a model to a plan: load, passes, lowering, memory, one kernel per distinct spec."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .codegen.spec import KernelSpec
+from .graph import Graph
+from .load import load
+from .lower import Lowering, lower
+from .memory import Memory, plan_memory
+from .plan import Buffer, Plan, Port, SlotBuffer, Step, WeightBuffer
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A plan and the bytes of its weight space, which are produced piece by piece."""
+
+    plan: Plan
+    lowering: Lowering
+    memory: Memory
+
+    def weight_chunks(self) -> Iterator[bytes]:
+        """The weight space in order; its length is `plan.weight_bytes`."""
+        return self.lowering.weights.chunks()
+
+
+def compile_model(
+    model: str | os.PathLike[str] | bytes | Graph | Any, progress: Progress | None = None
+) -> Compiled:
+    """Compile a model (path, bytes, parsed model or `Graph`) to a target-free plan.
+
+    Raises:
+        ModelError, InputError: the model cannot be read.
+        UnsupportedError: it uses something that cannot be compiled.
+    """
+    say = progress or (lambda _: None)
+    say("loading")
+    graph = model if isinstance(model, Graph) else load(model)
+    say("optimising")
+    optimise(graph)
+    say("lowering")
+    lowering = lower(graph)
+    memory = plan_memory(lowering.buffers, lowering.steps)
+    return Compiled(make_plan(graph, lowering, memory), lowering, memory)
+
+
+def optimise(graph: Graph) -> None:
+    """The graph passes, in place."""
+    from . import passes
+
+    run = getattr(passes, "optimise", None)
+    if run is not None:
+        run(graph)
+
+
+def make_plan(graph: Graph, lowering: Lowering, memory: Memory) -> Plan:
+    """Number kernels, buffers and slots."""
+    offsets, weight_bytes = lowering.weights.offsets()
+    buffers: list[Buffer] = []
+    for info, slot, size in zip(lowering.buffers, memory.slot_of, memory.bytes, strict=True):
+        if info.weight is not None:
+            array = lowering.weights.arrays[info.weight]
+            buffers.append(WeightBuffer(offsets[info.weight], max(array.nbytes, 4)))
+        else:
+            buffers.append(SlotBuffer(slot, size))
+    kernels: dict[KernelSpec, int] = {}
+    steps = tuple(
+        Step(kernels.setdefault(s.spec, len(kernels)), s.operands, s.output, s.args, s.label)
+        for s in lowering.steps
+    )
+    return Plan(
+        name=graph.name,
+        symbols=_symbols(graph),
+        inputs=_ports(graph, graph.inputs, lowering, lowering.input_buffers),
+        outputs=_ports(graph, graph.outputs, lowering, lowering.output_buffers),
+        buffers=tuple(buffers),
+        slots=memory.slots,
+        kernels=tuple(kernels),
+        steps=steps,
+        weight_bytes=weight_bytes,
+    )
+
+
+def _symbols(graph: Graph) -> tuple[str, ...]:
+    from .codegen.dims import symbols
+
+    found: dict[str, None] = {}
+    for name in graph.inputs:
+        for dim in graph.types[name].shape:
+            found.update(dict.fromkeys(symbols(dim)))
+    return tuple(found)
+
+
+def _ports(
+    graph: Graph, names: list[str], lowering: Lowering, buffers: list[int]
+) -> tuple[Port, ...]:
+    ports = []
+    for name, buffer in zip(names, buffers, strict=True):
+        type_ = graph.types[name]
+        storage = lowering.buffers[buffer].storage
+        ports.append(Port(name, type_.dtype, type_.shape, storage, buffer))
+    return tuple(ports)

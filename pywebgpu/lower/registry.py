@@ -1,0 +1,28 @@
+"""Which function lowers which operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..graph import Node
+
+if TYPE_CHECKING:
+    from .engine import Lowering
+    from .values import Value
+
+Lower = Callable[["Lowering", Node], "Value | list[Value]"]
+
+LOWERINGS: dict[tuple[str, str], Lower] = {}
+"""By domain ("" is ONNX's) and operator."""
+
+
+def lowers(*ops: str, domain: str = "") -> Callable[[Lower], Lower]:
+    """Marks the function that lowers `ops`. It reads the opset from the engine where it matters."""
+
+    def add(function: Lower) -> Lower:
+        for op in ops:
+            LOWERINGS[domain, op] = function
+        return function
+
+    return add

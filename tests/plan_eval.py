@@ -1,0 +1,67 @@
+"""Plays a plan with NumPy, kernel by kernel, on top of `tests.reference`: the check of lowering
+and of memory planning that shares no code with the generators or the executors' kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pywebgpu.codegen.dims import evaluate as dim
+from pywebgpu.codegen.spec import Storage
+from pywebgpu.compile import Compiled
+from pywebgpu.executors.base import check_feeds
+from pywebgpu.plan import SlotBuffer, WeightBuffer
+from tests import reference
+
+Array = np.ndarray[Any, Any]
+_NUMPY = {Storage.F32: np.float32, Storage.F16: np.float16, Storage.I32: np.int32}
+
+
+def play(compiled: Compiled, feeds: Mapping[str, Any]) -> dict[str, Array]:
+    """The outputs by name. Slots are real memory here, so a wrong reuse gives wrong numbers."""
+    plan = compiled.plan
+    arrays, symbols = check_feeds(plan, feeds)
+    weights = b"".join(compiled.weight_chunks())
+    assert len(weights) == plan.weight_bytes
+    slots = [bytearray(dim(size, symbols)) for size in plan.slots]
+
+    def memory(number: int, storage: Storage) -> Array:
+        buffer = plan.buffers[number]
+        if isinstance(buffer, WeightBuffer):
+            data = memoryview(weights)[buffer.offset : buffer.offset + buffer.bytes]
+            return np.frombuffer(data, _NUMPY[storage])
+        size = dim(buffer.bytes, symbols)
+        return np.frombuffer(memoryview(slots[buffer.slot])[:size], _NUMPY[storage])
+
+    for port in plan.inputs:
+        flat = arrays[port.name].ravel()
+        memory(port.buffer, port.storage)[: flat.size] = flat
+    for step in plan.steps:
+        spec = plan.kernels[step.kernel]
+        output = plan.buffers[step.output]
+        assert isinstance(output, SlotBuffer)
+        for number in step.operands:
+            other = plan.buffers[number]
+            assert not isinstance(other, SlotBuffer) or other.slot != output.slot, step.label
+        operands = [memory(n, s) for n, s in zip(step.operands, spec.operands, strict=True)]
+        args = [dim(a, symbols) for a in step.args]
+        target = memory(step.output, spec.output)
+        try:
+            result = reference.evaluate(spec, operands, args, target.size)
+        except Exception as error:
+            raise AssertionError(f"{step.label}: {error}\n{spec}") from error
+        written = result != np.iinfo(np.int64).min if result.dtype.kind == "i" else ~np.isnan(result)
+        if result.dtype.kind != "i":
+            # NaN is both "not written" and a legal result; assume the latter inside a full write.
+            elements = np.count_nonzero(written)
+            written |= elements == 0
+        target[written] = result[written].astype(target.dtype)
+    outputs = {}
+    for port in plan.outputs:
+        shape = [dim(d, symbols) for d in port.shape]
+        count = int(np.prod(shape, dtype=np.int64))
+        data = memory(port.buffer, port.storage)[:count].reshape(shape)
+        outputs[port.name] = data.astype(port.dtype.numpy)
+    return outputs
