@@ -7,7 +7,8 @@ after a number of calls, so the pieces are kept small enough for many calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from ..dims import Dim
@@ -132,3 +133,45 @@ def pieces(total: Dim, per_step: Dim, tile: int = 1) -> int:
     if isinstance(total, int) and total <= steps:
         return max(1, total)
     return max(tile, steps // tile * tile)
+
+
+@contextmanager
+def nested(
+    frame: Frame, axes: Sequence[tuple[int, Dim]], *lanes: Lanes
+) -> Iterator[dict[int, IntLike]]:
+    """Loops over whole axes, outermost first, with a level of each of `lanes` in every loop.
+
+    Yields the coordinates.
+    """
+    f = frame.f
+    coordinates: dict[int, IntLike] = {}
+    ends = [f.hold(frame.size(size)) for _, size in axes]
+    with ExitStack() as stack:
+        for (axis, _), end in zip(axes, ends, strict=True):
+            i = f.local(I32)
+            coordinates[axis] = i
+            stack.enter_context(f.loop_range(i, 0, end))
+            for each in lanes:
+                stack.enter_context(each.level({axis: i}))
+        yield coordinates
+
+
+def fold_lanes(f: Function, vector: Local, combine: Callable[[Function], None]) -> None:
+    """Lane 0 of `vector` = its four lanes combined; the other lanes then hold nothing useful."""
+    for lanes in ((2, 3, 2, 3), (1, 1, 1, 1)):
+        f.get(vector, vector, vector)
+        f.i32x4_shuffle(*lanes)
+        combine(f)
+        f.set(vector)
+
+
+def spread_lane(f: Function, vector: Local) -> None:
+    """All lanes of `vector` = its lane 0."""
+    f.get(vector, vector)
+    f.i32x4_shuffle(0, 0, 0, 0)
+    f.set(vector)
+
+
+def remainder(size: Dim, width: int) -> int:
+    """Elements left over after steps of `width`; if not known, the most there can be."""
+    return size % width if isinstance(size, int) else width - 1

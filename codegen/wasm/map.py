@@ -19,7 +19,7 @@ from ..scalar import Op, Scalar, coefficient
 from ..spec import Map, Storage
 from .asm import I32, V128, Function, IntLike, Local, Module, affine, imin
 from .kernel import WasmKernel
-from .loops import Frame, entry, inner, pieces, walk
+from .loops import Frame, entry, inner, pieces, remainder, walk
 from .scalar import Lanes
 
 
@@ -170,10 +170,10 @@ def _line(
             for k in range(knobs.unroll):
                 with lanes.level({vector: v + 4 * k}):
                     lanes.store(0, spec.value)
-    if knobs.unroll > 1 and (not isinstance(size, int) or size % wide >= 4):
+    if knobs.unroll > 1 and remainder(size, wide) >= 4:
         with f.loop_range(v, None, affine(end) - 3, 4), lanes.level({vector: v}):
             lanes.store(0, spec.value)
-    if not isinstance(size, int) or size % 4:
+    if remainder(size, 4):
         with f.loop_range(v, None, end), tail.level({**coordinates, vector: v}):
             tail.store(0, spec.value)
 
