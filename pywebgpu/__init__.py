@@ -7,6 +7,7 @@ Pyodide, where NumPy, onnx, wgpu and wasmtime do not exist.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,10 @@ _LAZY = {
     "BundleError": "pywebgpu.errors",
     "DeviceError": "pywebgpu.errors",
 }
+
+# A page's Python cannot wait for a device, so there the session is the browser's.
+if sys.platform == "emscripten":
+    _LAZY |= dict.fromkeys(("InferenceSession", "Tensor"), "pywebgpu.executors.browser")
 
 if TYPE_CHECKING:
     from pywebgpu.errors import (

@@ -175,6 +175,16 @@ export function unpack(bytes, storage, type, dims) {
   return new Tensor(type, data, dims);
 }
 
+/**
+ * @param {DataType} type
+ * @param {Uint8Array<ArrayBuffer>} bytes a whole buffer
+ * @param {readonly number[]} dims
+ */
+export const fromBytes = (type, bytes, dims) => new Tensor(type, new ARRAYS[type](bytes.buffer), dims);
+
+/** The tensor's memory. @param {Tensor} tensor */
+export const toBytes = ({ data }) => new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+
 /** Bytes of an element. @type {Record<Storage, number>} */
 export const ELEMENT_BYTES = { f32: 4, i32: 4, f16: 2 };
 

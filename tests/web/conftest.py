@@ -39,25 +39,30 @@ export const facts = async (promise) => {
 """
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Path:
+def write_site(folder: Path) -> None:
     """The runtime under web/, the mini bundle under mini/, an empty page."""
-    folder = tmp_path / "site"
-    shutil.copytree(WEB, folder / "web", ignore_dangling_symlinks=True, ignore=shutil.ignore_patterns("app", "vendor"))
+    left_out = shutil.ignore_patterns("app", "vendor", "py")
+    shutil.copytree(WEB, folder / "web", ignore=left_out, ignore_dangling_symlinks=True)
+    schema = folder / "web" / "manifest.schema.json"
+    if not schema.exists():
+        schema.write_text("true")
     mini.write(folder / "mini")
-    (folder / "web" / "manifest.schema.json").exists() or (folder / "web" / "manifest.schema.json").write_text("true")
     (folder / "helpers.js").write_text(_HELPERS)
     (folder / "index.html").write_text("<!doctype html><link rel='icon' href='data:,'>")
-    return folder
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A folder that a test may change."""
+    write_site(tmp_path / "site")
+    return tmp_path / "site"
 
 
 OpenPage = Callable[..., Page]
 
 
 @pytest.fixture
-def open_page(
-    browser: Browser, serve_site: Callable[..., str], site: Path
-) -> Iterator[OpenPage]:
+def open_page(browser: Browser, serve_site: Callable[..., str], site: Path) -> Iterator[OpenPage]:
     """`open_page(isolation=True, csp=None, base="/")`: a new context on the site, ready to
     evaluate; `page.requests` collects the URLs it asks for."""
     contexts: list[BrowserContext] = []

@@ -117,9 +117,7 @@ def write(folder: Path, **changes: Any) -> Path:
         target = Target(relaxed=relaxed, threads=threads)
         file = f"model.{target.name}.wasm"
         files[file] = module(target)
-        variants.append(
-            {"name": target.name, "file": file, "relaxed": relaxed, "threads": threads}
-        )
+        variants.append({"name": target.name, "file": file, "relaxed": relaxed, "threads": threads})
     codes = [_DOUBLE, _COPY_IN, _COPY_OUT]
     files["kernels.wgsl.json"] = json.dumps(codes).encode()
     manifest = {

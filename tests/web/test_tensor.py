@@ -29,7 +29,9 @@ def test_every_half_float_round_trips(open_page: OpenPage) -> None:
     )
     bits = np.arange(65536, dtype=np.uint16)
     reference = bits.view(np.float16).astype(np.float64)
-    ours = np.array([float(v.replace("Infinity", "inf")) if isinstance(v, str) else v for v in values])
+    ours = np.array(
+        [float(v.replace("Infinity", "inf")) if isinstance(v, str) else v for v in values]
+    )
     np.testing.assert_array_equal(ours, reference)
     number = ~np.isnan(reference)
     np.testing.assert_array_equal(np.array(back, np.uint16)[number], bits[number])

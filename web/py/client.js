@@ -1,0 +1,132 @@
+// Python for a page: starts the worker beside this file and passes code, values and errors.
+//
+//   const python = await PythonRuntime.create();
+//   const answer = await python.run(`
+//     import pywebgpu
+//     session = await pywebgpu.InferenceSession.create(url)
+//     outputs = await session.run_async({"x": values})
+//     outputs["y"].tolist()`, { url, values });
+
+import { PywebgpuError } from "../errors.js";
+
+/** Python code raised. `traceback` is Python's text, `type` the name of its exception class. */
+export class PythonError extends PywebgpuError {
+  /**
+   * @param {string} type
+   * @param {string} traceback
+   */
+  constructor(type, traceback) {
+    super(traceback.trim().split("\n").at(-1) ?? type, { where: "Python" });
+    this.type = type;
+    this.traceback = traceback;
+  }
+}
+
+/**
+ * @typedef {object} Options
+ * @property {string | URL} [indexURL] the folder of Pyodide; by default as runtime.json here says
+ * @property {string | URL} [archive] pywebgpu-py.zip; by default as runtime.json here says
+ * @property {(text: string, stream: "stdout" | "stderr") => void} [onOutput] what Python prints
+ * @property {(value: any) => void} [onMessage] what Python code passes to `page.post`
+ */
+
+export class PythonRuntime {
+  #worker;
+  #next = 0;
+  /** @type {Map<number, {resolve: (value: any) => void, reject: (error: Error) => void}>} */
+  #waiting = new Map();
+
+  /** Not for callers: see `create`. @param {Options} options */
+  constructor({ onOutput, onMessage }) {
+    this.#worker = new Worker(new URL("./worker.js", import.meta.url), {
+      type: "module",
+      name: "pywebgpu Python",
+    });
+    this.#worker.onerror = (event) => {
+      this.#close(`the worker failed: ${event.message || "its script could not be loaded"}`);
+    };
+    this.#worker.onmessage = ({ data }) => {
+      if (data.stream) return onOutput?.(data.text, data.stream);
+      if ("post" in data) return onMessage?.(data.post);
+      const call = this.#waiting.get(data.id);
+      this.#waiting.delete(data.id);
+      if (!data.error) call?.resolve(data.value);
+      else call?.reject(toError(data.error));
+    };
+  }
+
+  /**
+   * Load Python; takes some seconds.
+   * @param {Options} [options]
+   */
+  static async create(options = {}) {
+    const place = new URL("./runtime.json", import.meta.url);
+    /** @type {{indexURL: string, archive: string}} */
+    const defaults =
+      options.indexURL && options.archive
+        ? { indexURL: "", archive: "" }
+        : await (await fetch(place)).json();
+    const at = (/** @type {string | URL | undefined} */ given, /** @type {string} */ otherwise) =>
+      (given ? new URL(given, document.baseURI) : new URL(otherwise, place)).href;
+    const python = new PythonRuntime(options);
+    try {
+      /** Pyodide's version. */
+      python.version = await python.#call("start", {
+        indexURL: at(options.indexURL, defaults.indexURL),
+        archive: at(options.archive, defaults.archive),
+        base: document.baseURI,
+      });
+    } catch (error) {
+      python.terminate();
+      throw error;
+    }
+    return python;
+  }
+
+  version = "";
+
+  /**
+   * Run Python code (with top-level `await`); gives the value of its last expression.
+   * @param {string} code
+   * @param {Record<string, unknown>} [globals] set before; arrays, plain objects, typed arrays
+   * @returns {Promise<any>} lists, dicts, numbers and bytes as JavaScript has them
+   */
+  run(code, globals = {}) {
+    return this.#call("run", { code, globals });
+  }
+
+  /** End Python at once, whatever it is doing. */
+  terminate() {
+    this.#close("Python has been terminated");
+  }
+
+  /**
+   * @param {string} command
+   * @param {object} message
+   * @returns {Promise<any>}
+   */
+  #call(command, message) {
+    const id = this.#next++;
+    return new Promise((resolve, reject) => {
+      this.#waiting.set(id, { resolve, reject });
+      this.#worker.postMessage({ id, command, ...message });
+    });
+  }
+
+  /** @param {string} why */
+  #close(why) {
+    this.#worker.terminate();
+    for (const { reject } of this.#waiting.values()) reject(new PywebgpuError(why, { where: "Python" }));
+    this.#waiting.clear();
+  }
+}
+
+/** @param {{type: string, traceback?: string, message?: string}} error */
+function toError({ type, traceback, message }) {
+  if (traceback !== undefined) return new PythonError(type, traceback);
+  return new PywebgpuError("Python could not be started", {
+    where: "Python",
+    got: message,
+    remedy: "Check that Pyodide's files and the archive are where the page looks for them.",
+  });
+}

@@ -1,0 +1,105 @@
+// Python in a worker: Pyodide, the pywebgpu archive on its path, and this folder's runtime under it.
+// It takes messages of client.js; what Python computes here never blocks the page.
+
+import * as runtime from "../pywebgpu.js";
+import { fromBytes, toBytes } from "../tensor.js";
+
+/** @type {any} */
+let pyodide;
+
+/**
+ * What pywebgpu/executors/browser.py imports as `_pywebgpu_js`. Tensors cross as bytes, which is
+ * the one thing that both languages copy at full speed.
+ */
+const bridge = {
+  /**
+   * @param {string} url
+   * @param {import("../session.js").Options} options
+   */
+  create: (url, options) => attempt(() => runtime.InferenceSession.create(url, options)),
+  /**
+   * @param {runtime.InferenceSession} session
+   * @param {[string, import("../tensor.js").DataType, Uint8Array<ArrayBuffer>, number[]][]} feeds
+   */
+  run: (session, feeds) =>
+    attempt(async () => {
+      const tensors = feeds.map(([name, type, bytes, dims]) => [name, fromBytes(type, bytes, dims)]);
+      const outputs = await session.run(Object.fromEntries(tensors));
+      return Object.entries(outputs).map(([name, t]) => [name, t.type, toBytes(t), [...t.dims]]);
+    }),
+};
+
+/**
+ * Errors as values: Python turns the facts into its own exceptions.
+ * @template T
+ * @param {() => Promise<T>} work
+ */
+async function attempt(work) {
+  try {
+    return { value: await work() };
+  } catch (error) {
+    if (error instanceof runtime.PywebgpuError) return { error: error.toJSON() };
+    throw error;
+  }
+}
+
+/** @type {Record<string, (message: any) => Promise<unknown>>} */
+const COMMANDS = {
+  /** @param {{indexURL: string, archive: string, base: string}} message */
+  async start({ indexURL, archive, base }) {
+    const loader = import(new URL("pyodide.mjs", indexURL).href);
+    const zip = fetch(archive);
+    const { loadPyodide } = await loader;
+    const say = (/** @type {string} */ stream) => (/** @type {string} */ text) =>
+      postMessage({ stream, text });
+    pyodide = await loadPyodide({ indexURL, stdout: say("stdout"), stderr: say("stderr") });
+    const response = await zip;
+    if (!response.ok) {
+      throw new runtime.BundleError("the Python archive is not there", {
+        where: archive,
+        got: `HTTP status ${response.status}`,
+        remedy: "Build the site again and upload all of it.",
+      });
+    }
+    const folder = "/pywebgpu";
+    pyodide.unpackArchive(await response.arrayBuffer(), "zip", { extractDir: folder });
+    pyodide.registerJsModule("_pywebgpu_js", { ...bridge, base });
+    pyodide.registerJsModule("page", { post: (/** @type {any} */ v) => postMessage({ post: plain(v) }) });
+    pyodide.runPython(`import sys; sys.path.insert(0, ${JSON.stringify(folder)})`);
+    return pyodide.version;
+  },
+  /** @param {{code: string, globals: Record<string, unknown>}} message */
+  async run({ code, globals }) {
+    for (const [name, value] of Object.entries(globals)) {
+      pyodide.globals.set(name, pyodide.toPy(value));
+    }
+    return plain(await pyodide.runPythonAsync(code));
+  },
+};
+
+/** A Python value as data that a message can carry. @param {any} value */
+function plain(value) {
+  if (!pyodide || !(value instanceof pyodide.ffi.PyProxy)) return value;
+  try {
+    return value.toJs({ dict_converter: Object.fromEntries, create_pyproxies: false });
+  } finally {
+    value.destroy();
+  }
+}
+
+onmessage = async ({ data: { id, command, ...message } }) => {
+  try {
+    postMessage({ id, value: await COMMANDS[command](message) });
+  } catch (error) {
+    postMessage({ id, ...failure(/** @type {any} */ (error)) });
+  }
+};
+
+/** @param {any} error */
+function failure(error) {
+  // Pyodide gives a Python exception's traceback as the message, and its class as `type`.
+  const isPython = pyodide && error instanceof pyodide.ffi.PythonError;
+  return isPython
+    ? { error: { type: error.type, traceback: error.message } }
+    : { error: { type: error.name ?? "Error", message: error.message ?? String(error) } };
+}
