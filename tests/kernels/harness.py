@@ -17,14 +17,18 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pytest
 import wasmtime
 
-from pywebgpu.codegen import wasm
-from pywebgpu.codegen.caps import WasmCaps
+from pywebgpu.codegen import wasm, wgsl
+from pywebgpu.codegen.caps import WasmCaps, WgslCaps
 from pywebgpu.codegen.dims import evaluate
 from pywebgpu.codegen.spec import KernelSpec, Storage
 from pywebgpu.codegen.wasm.asm import Target
 from pywebgpu.codegen.wasm.model import assemble_kernel
+from pywebgpu.codegen.wgsl.kernel import WgslKernel
+from pywebgpu.errors import DeviceError
+from pywebgpu.executors.wgpu_device import Gpu
 from tests.executors_seen import record_executor
 from tests.reference import evaluate as reference
 
@@ -176,3 +180,60 @@ for _relaxed in (False, True):
         EXECUTORS[f"wasm-{'relaxed' if _relaxed else 'simd'}-{_threads}"] = KernelExecutor(
             _wasm_space(_relaxed, _threads), _wasm_run(_relaxed, _threads)
         )
+
+
+# --- WGSL through wgpu-py -----------------------------------------------------------------------
+
+MARGIN = 256
+"""Bytes of garbage after every buffer's elements, bound with them."""
+
+
+@lru_cache(maxsize=1)
+def _gpu() -> Gpu:
+    try:
+        return Gpu()
+    except DeviceError as error:
+        pytest.skip(str(error))
+
+
+@lru_cache(maxsize=512)
+def _shader(spec: KernelSpec, knobs: Any) -> WgslKernel:
+    return wgsl.render(spec, knobs)
+
+
+def _wgpu_buffer(elements: Array, storage: Storage) -> Any:
+    tail = np.full(MARGIN // storage.bytes, GARBAGE[storage], DTYPE[storage])
+    padded = np.concatenate([elements.ravel(), tail])
+    buffer = _gpu().buffer(padded.nbytes)
+    _gpu().write(buffer, padded.view(np.uint8))
+    return buffer
+
+
+def _wgpu_run(
+    spec: KernelSpec, knobs: Any, operands: Sequence[Array], args: Sequence[int], out_size: int
+) -> Array:
+    gpu, kernel = _gpu(), _shader(spec, knobs)
+    gpu.pipelines([kernel])
+    inputs = [_wgpu_buffer(o, s) for o, s in zip(operands, spec.operands, strict=True)]
+    blank = np.full(out_size, GARBAGE[spec.output], DTYPE[spec.output])
+    output = _wgpu_buffer(blank, spec.output)
+    sizes = {f"a{i}": a for i, a in enumerate(args)}
+    scratch = [gpu.buffer(evaluate(n, sizes), poison=True) for n in kernel.scratch]
+    uniform = gpu.uniforms([args]) if args else None
+    gpu.submit(
+        gpu.dispatches(kernel, inputs, output, scratch, args, (uniform, 0) if uniform else None)
+    )
+    (raw,) = gpu.read([(output, blank.nbytes + MARGIN)])
+    record_executor("wgpu")
+    for buffer in (*inputs, output, *scratch):
+        buffer.destroy()
+    found = np.frombuffer(raw, DTYPE[spec.output])
+    after = found[out_size:].view(np.uint8)
+    before = np.full(MARGIN // spec.output.bytes, GARBAGE[spec.output], DTYPE[spec.output])
+    assert np.array_equal(after, before.view(np.uint8)), "wrote beyond its output"
+    return found[:out_size].copy()
+
+
+# What the adapter here offers, and what every WebGPU device does.
+EXECUTORS["wgpu"] = KernelExecutor(lambda spec: wgsl.space(spec, _gpu().caps()), _wgpu_run)
+EXECUTORS["wgpu-floor"] = KernelExecutor(lambda spec: wgsl.space(spec, WgslCaps()), _wgpu_run)

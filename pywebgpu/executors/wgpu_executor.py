@@ -1,0 +1,222 @@
+"""Plays a plan on the desktop's GPU through wgpu-py.
+
+Everything that does not depend on shapes is made once, when the executor is: the device, all
+pipelines in parallel, the weights. What depends on shapes (slots, bind groups, arguments) is kept
+per set of sizes, so that a run is: write the feeds, submit one command buffer, read the outputs
+back through one staging buffer.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..codegen.caps import WgslCaps
+from ..codegen.dims import evaluate
+from ..codegen.wgsl.kernel import Role, WgslKernel
+from ..errors import DeviceError
+from ..plan import Plan, Port, SlotBuffer, WeightBuffer
+from . import base
+from .base import Array, Feeds
+from .wgpu_device import Dispatch, Gpu, uniform_stride
+
+_FRAMES = 16
+"""Sets of sizes whose bind groups are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """A run for one set of sizes, ready to submit."""
+
+    dispatches: list[Dispatch]
+    steps: list[int]  # the step that each dispatch belongs to
+    uniform: Any
+
+
+class WgpuExecutor:
+    """See `base.Executor`. Not for use from several threads at once."""
+
+    provider = "webgpu"
+
+    def __init__(
+        self,
+        plan: Plan,
+        kernels: Sequence[WgslKernel],
+        weights: Any,
+        *,
+        gpu: Gpu | None = None,
+        power_preference: str = "high-performance",
+        adapter: str | int | None = None,
+        poison: bool = False,
+    ) -> None:
+        """
+        Args:
+            kernels: one per kernel number that the plan's steps use.
+            weights: the weight space: `plan.weight_bytes` bytes, as anything with a buffer.
+            gpu: a device to share; otherwise one is opened as the next two say.
+            adapter: part of an adapter's name, or its number in `wgpu_device.list_adapters()`.
+            poison: fill slots with NaN before every run, for tests.
+
+        Raises:
+            DeviceError: no adapter, a shader that does not compile, a weight too large to bind.
+        """
+        self.plan, self.poison = plan, poison
+        self.kernels = tuple(kernels)
+        self.gpu = gpu or Gpu(
+            power_preference,
+            name=adapter if isinstance(adapter, str) else None,
+            index=adapter if isinstance(adapter, int) else None,
+        )
+        self.device = self.gpu.name
+        self._check_bindings()
+        self.gpu.pipelines(self.kernels)
+        self._weights = self._upload(memoryview(weights).cast("B"))
+        self._slots: list[Any] = [None] * len(plan.slots)
+        self._scratch: list[Any] = []
+        self._frames: OrderedDict[tuple[int, ...], _Frame] = OrderedDict()
+
+    def caps(self) -> WgslCaps:
+        """What the device can do, for `codegen.wgsl.space`."""
+        return self.gpu.caps()
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """The named outputs (all by default), in that order. See `base.Executor.run`."""
+        wanted = base.wanted_outputs(self.plan, outputs)
+        arrays, symbols = base.check_feeds(self.plan, feeds)
+        frame = self._frame(symbols)
+        if self.poison:
+            for slot in self._slots:
+                self.gpu.poison(slot)
+        for port in self.plan.inputs:
+            self._write(port, arrays[port.name])
+        self.gpu.submit(frame.dispatches)
+        parts = [(self._buffer(p.buffer), base.port_bytes(p, symbols)) for p in wanted]
+        raw = self.gpu.read(parts)
+        return {
+            port.name: base.from_storage(port, np.frombuffer(data, np.uint8), symbols)
+            for port, data in zip(wanted, raw, strict=True)
+        }
+
+    def time_steps(self, feeds: Feeds, repeats: int = 10) -> list[float]:
+        """Seconds that each step takes on the device with these feeds: what a tuner looks at."""
+        self.run(feeds)
+        _, symbols = base.check_feeds(self.plan, feeds)
+        frame = self._frame(symbols)
+        seconds = [0.0] * len(self.plan.steps)
+        for step in dict.fromkeys(frame.steps):
+            own = [d for d, s in zip(frame.dispatches, frame.steps, strict=True) if s == step]
+            seconds[step] = self.gpu.time(own, repeats) / repeats
+        return seconds
+
+    def close(self) -> None:
+        """Give the GPU's memory back; the executor cannot be used afterwards."""
+        self._frames.clear()
+        for buffer in (*self._weights.values(), *self._slots, *self._scratch):
+            if buffer is not None:
+                buffer.destroy()
+        self._weights, self._slots, self._scratch = {}, [], []
+
+    # ---- what does not depend on shapes --------------------------------------------------------
+
+    def _check_bindings(self) -> None:
+        """Every pass within the device's number of storage buffers."""
+        limit = self.gpu.limits["max-storage-buffers-per-shader-stage"]
+        for step in self.plan.steps:
+            for one in self.kernels[step.kernel].passes:
+                count = sum(b.role is not Role.ARGS for b in one.bindings)
+                if count > limit:
+                    raise DeviceError(
+                        "a kernel needs more buffers than this GPU binds at once",
+                        where=f"step {step.label}",
+                        got=count,
+                        expected=f"at most {limit}",
+                    )
+
+    def _upload(self, weights: memoryview) -> dict[int, Any]:
+        """Buffer number -> its own GPU buffer, for every weight."""
+        found: dict[int, Any] = {}
+        for number, buffer in enumerate(self.plan.buffers):
+            if isinstance(buffer, WeightBuffer):
+                what = f"weight {number} (used by {self._users(number)})"
+                found[number] = self.gpu.buffer(buffer.bytes, what)
+                data = weights[buffer.offset : buffer.offset + buffer.bytes]
+                self.gpu.write(found[number], data)
+        return found
+
+    def _users(self, number: int) -> str:
+        labels = [s.label for s in self.plan.steps if number in s.operands]
+        return ", ".join(labels[:2]) or "no step"
+
+    def _buffer(self, number: int) -> Any:
+        buffer = self.plan.buffers[number]
+        return self._slots[buffer.slot] if isinstance(buffer, SlotBuffer) else self._weights[number]
+
+    def _write(self, port: Port, array: Array) -> None:
+        if array.size:
+            self.gpu.write(self._buffer(port.buffer), array.reshape(-1).view(np.uint8))
+
+    # ---- what does -----------------------------------------------------------------------------
+
+    def _frame(self, symbols: dict[str, int]) -> _Frame:
+        key = tuple(symbols.get(name, 0) for name in self.plan.symbols)
+        frame = self._frames.get(key)
+        if frame is None:
+            if self._grow(symbols):
+                self._frames.clear()  # their bind groups hold buffers that are gone
+            frame = self._frames[key] = self._prepare(symbols)
+            if len(self._frames) > _FRAMES:
+                self._frames.popitem(last=False)
+        self._frames.move_to_end(key)
+        return frame
+
+    def _calls(self, symbols: dict[str, int]) -> list[list[int]]:
+        return [[evaluate(d, symbols) for d in step.args] for step in self.plan.steps]
+
+    def _grow(self, symbols: dict[str, int]) -> bool:
+        """Make slots and scratch large enough; whether any buffer was replaced."""
+        sizes = base.slot_bytes(self.plan, symbols)
+        scratch: list[int] = []
+        for step, args in zip(self.plan.steps, self._calls(symbols), strict=True):
+            names = {f"a{i}": value for i, value in enumerate(args)}
+            for i, dim in enumerate(self.kernels[step.kernel].scratch):
+                scratch += [0] * (i + 1 - len(scratch))
+                scratch[i] = max(scratch[i], evaluate(dim, names))
+        self._scratch += [None] * (len(scratch) - len(self._scratch))
+        # Both, always: `or` would stop at the first that grew.
+        return any([self._grow_list(self._slots, sizes, "activations"),
+                    self._grow_list(self._scratch, scratch, "scratch memory")])  # fmt: skip
+
+    def _grow_list(self, buffers: list[Any], sizes: Sequence[int], what: str) -> bool:
+        grown = False
+        for i, size in enumerate(sizes):
+            if buffers[i] is None or buffers[i].size < size:
+                new = self.gpu.buffer(size, f"{what}, slot {i}")
+                if buffers[i] is not None:
+                    buffers[i].destroy()
+                buffers[i], grown = new, True
+        return grown
+
+    def _prepare(self, symbols: dict[str, int]) -> _Frame:
+        calls = self._calls(symbols)
+        unique = list(dict.fromkeys(map(tuple, calls)))
+        stride = uniform_stride(unique)
+        uniform = self.gpu.uniforms(unique) if any(unique) else None
+        offsets = {args: i * stride for i, args in enumerate(unique)}
+        dispatches: list[Dispatch] = []
+        steps: list[int] = []
+        for number, (step, args) in enumerate(zip(self.plan.steps, calls, strict=True)):
+            made = self.gpu.dispatches(
+                self.kernels[step.kernel],
+                [self._buffer(b) for b in step.operands],
+                self._buffer(step.output),
+                self._scratch,
+                args,
+                (uniform, offsets[tuple(args)]) if uniform is not None else None,
+            )
+            dispatches += made
+            steps += [number] * len(made)
+        return _Frame(dispatches, steps, uniform)
