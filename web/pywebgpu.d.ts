@@ -1,0 +1,164 @@
+// Types of pywebgpu.js, written by hand; tests/web/test_types.py holds them against the code.
+
+/** ONNX's names of element types. */
+export type DataType =
+  | "float32"
+  | "float16"
+  | "float64"
+  | "bfloat16"
+  | "int64"
+  | "int32"
+  | "int16"
+  | "int8"
+  | "uint64"
+  | "uint32"
+  | "uint16"
+  | "uint8"
+  | "bool";
+
+export type TypedArray =
+  | Float32Array
+  | Float64Array
+  | Int8Array
+  | Uint8Array
+  | Uint8ClampedArray
+  | Int16Array
+  | Uint16Array
+  | Int32Array
+  | Uint32Array
+  | BigInt64Array
+  | BigUint64Array;
+
+/** An n-dimensional array: `data` in row-major order, `dims` its shape. */
+export class Tensor {
+  /**
+   * @param type ONNX's name of the element type
+   * @param data a typed array is kept, not copied. int64 also takes an Int32Array; float16 is a
+   *   Float16Array or the bits in a Uint16Array; bool is a Uint8Array
+   * @param dims by default one dimension, as long as the data
+   */
+  constructor(
+    type: DataType,
+    data: TypedArray | ArrayLike<number | bigint | boolean>,
+    dims?: readonly number[],
+  );
+  readonly type: DataType;
+  /** A typed array that fits `type`: Float32Array for float32, BigInt64Array for int64, ... */
+  readonly data: any;
+  readonly dims: readonly number[];
+  /** Number of elements. */
+  readonly size: number;
+}
+
+export type ExecutionProvider = "webgpu" | "wasm";
+
+export interface Progress {
+  /** The file that has just grown. */
+  file: string;
+  /** Bytes that have arrived, of all files that are needed. */
+  loaded: number;
+  total: number;
+  fileLoaded: number;
+  fileTotal: number;
+}
+
+export interface SessionOptions {
+  /** Tried in this order; by default WebGPU, then wasm. `info` says why one was passed over. */
+  executionProviders?: ExecutionProvider[];
+  onProgress?: (progress: Progress) => void;
+  /** Gives up the download; `create` rejects with the signal's reason. */
+  signal?: AbortSignal;
+  /** A GPUDevice to use instead of asking for one; it is not destroyed on release. */
+  device?: GPUDevice;
+  /** For wasm on a cross-origin isolated page; by default one per processor, at most 8. */
+  threads?: number;
+  /** Run on zeros while weights arrive, so that the first run is as quick as later ones. */
+  warmup?: boolean;
+}
+
+export interface PortMetadata {
+  name: string;
+  type: DataType;
+  /** A number, or the name (or expression) of a size that is known when the model runs. */
+  shape: (number | string)[];
+}
+
+export interface SessionInfo {
+  provider: string;
+  /** What it runs on, for people. */
+  device: string;
+  /** Workers of the wasm provider; 0 on WebGPU. */
+  threads: number;
+  /** The wasm module in use ("relaxed-threads", "simd", ...), or "wgsl". */
+  variant: string;
+  /** What could not be used here, and why. */
+  unavailable: { feature: string; reason: string }[];
+}
+
+export class InferenceSession {
+  private constructor();
+  /**
+   * Download a bundle and make it ready on the first provider that works here.
+   *
+   * Rejects with BundleError (a file is missing, damaged or of another version), DeviceError (no
+   * provider works), InputError (wrong options), or the signal's reason.
+   *
+   * @param url the bundle's folder, relative to the page
+   */
+  static create(url: string | URL, options?: SessionOptions): Promise<InferenceSession>;
+  /**
+   * The outputs by name. After a GPU device was lost, the session opens another one and repeats
+   * the run, once. Rejects with InputError or DeviceError; after a DeviceError of the wasm
+   * provider the session is of no more use.
+   */
+  run(
+    feeds: Record<string, Tensor>,
+    options?: { signal?: AbortSignal },
+  ): Promise<Record<string, Tensor>>;
+  /** Free workers, memory and the GPU device; later runs reject. */
+  release(): void;
+  readonly inputNames: string[];
+  readonly outputNames: string[];
+  readonly inputMetadata: PortMetadata[];
+  readonly outputMetadata: PortMetadata[];
+  readonly provider: string;
+  /** The GPU device in use, to share or to watch; null on wasm. */
+  readonly device: GPUDevice | null;
+  readonly info: SessionInfo;
+}
+
+/** Base of all errors that the runtime raises on purpose. */
+export class PywebgpuError extends Error {
+  constructor(
+    what: string,
+    details?: { where?: string; got?: unknown; expected?: unknown; remedy?: string; cause?: unknown },
+  );
+  /** The problem, as a short clause. */
+  readonly what: string;
+  /** The file, input or setting it is about. */
+  readonly where: string;
+  readonly got: string | null;
+  readonly expected: string | null;
+  /** What the reader can do. */
+  readonly remedy: string;
+  toJSON(): {
+    type: string;
+    what: string;
+    where: string;
+    got: string | null;
+    expected: string | null;
+    remedy: string;
+  };
+}
+
+/** A bundle is missing a file, damaged, or of a version that this runtime does not read. */
+export class BundleError extends PywebgpuError {}
+
+/** A value or an option given by the caller is wrong: name, shape, type. */
+export class InputError extends PywebgpuError {}
+
+/** A device or a browser feature is missing, too small, or was lost. */
+export class DeviceError extends PywebgpuError {}
+
+/** Forget every file that bundles of this origin have left in Cache Storage. */
+export function clearCache(): Promise<boolean>;
