@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ..graph import Graph
 from ..infer import Problems, infer_graph
+from .attention import fuse_attention
 from .batchnorm import fold_batch_norm
 from .cse import share
 from .simplify import simplify
@@ -21,7 +22,7 @@ def fold(graph: Graph) -> bool:
 
 
 CLEANING: tuple[Pass, ...] = (fold, simplify, share)
-FUSING: tuple[Pass, ...] = (fold_batch_norm,)
+FUSING: tuple[Pass, ...] = (fold_batch_norm, fuse_attention)
 _ROUNDS = 12
 
 
