@@ -9,6 +9,7 @@
  * @property {number} thread
  * @property {number} threads
  * @property {{generation: number, done: number}} control i32 indices of the host's counters
+ * @property {boolean} tell say "done" by message, since the host cannot wait on memory
  */
 /**
  * @typedef {object} OwnStart the only thread, with a memory of its own
@@ -45,7 +46,7 @@ async function instantiate(module) {
 /** @type {{[K in Message["kind"]]: (message: any) => Promise<void> | void}} */
 const HANDLERS = {
   /** @param {SharedStart} message */
-  async shared({ module, memory: shared, thread, threads, control }) {
+  async shared({ module, memory: shared, thread, threads, control, tell }) {
     memory = shared;
     const words = new Int32Array(memory.buffer, 0, 64);
     // The host bumps the generation once per run, and only after every thread has said "done":
@@ -57,7 +58,9 @@ const HANDLERS = {
       Atomics.wait(words, control.generation, generation);
       generation = Atomics.load(words, control.generation);
       run(thread, threads);
-      if (Atomics.add(words, control.done, 1) === threads - 1) postMessage({ done: true });
+      if (Atomics.add(words, control.done, 1) < threads - 1) continue;
+      if (tell) postMessage({ done: true });
+      else Atomics.notify(words, control.done);
     }
   },
   /** @param {OwnStart} message */
