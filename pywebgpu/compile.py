@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from .codegen.dims import symbols
 from .codegen.spec import KernelSpec
 from .graph import Graph
 from .load import load
 from .lower import Lowering, lower
 from .memory import Memory, plan_memory
+from .passes.pipeline import optimise
 from .plan import Buffer, Plan, Port, SlotBuffer, Step, WeightBuffer
 
 Progress = Callable[[str], None]
@@ -50,15 +52,6 @@ def compile_model(
     return Compiled(make_plan(graph, lowering, memory), lowering, memory)
 
 
-def optimise(graph: Graph) -> None:
-    """The graph passes, in place."""
-    from . import passes
-
-    run = getattr(passes, "optimise", None)
-    if run is not None:
-        run(graph)
-
-
 def make_plan(graph: Graph, lowering: Lowering, memory: Memory) -> Plan:
     """Number kernels, buffers and slots."""
     offsets, weight_bytes = lowering.weights.offsets()
@@ -88,8 +81,6 @@ def make_plan(graph: Graph, lowering: Lowering, memory: Memory) -> Plan:
 
 
 def _symbols(graph: Graph) -> tuple[str, ...]:
-    from .codegen.dims import symbols
-
     found: dict[str, None] = {}
     for name in graph.inputs:
         for dim in graph.types[name].shape:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ..graph import Graph
 from . import (  # noqa: F401  (each registers its operators)
+    attention,
     conv,
     elementwise,
     gather,
@@ -17,6 +18,7 @@ from . import (  # noqa: F401  (each registers its operators)
     norm,
     pool,
     reduce,
+    resize,
 )
 from .engine import Lowering, supported
 

@@ -1,0 +1,87 @@
+"""From a plan to generated code: the wasm variants and the WGSL kernels, with default knobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .codegen import wgsl
+from .codegen.caps import WasmCaps, WgslCaps
+from .codegen.dims import Dim, dim_max
+from .codegen.spec import KernelSpec, family
+from .codegen.wgsl.kernel import WgslKernel
+from .errors import UnsupportedError
+from .plan import Plan, WeightBuffer
+
+WASM_VARIANTS: tuple[tuple[str, WasmCaps], ...] = (
+    ("relaxed-threads", WasmCaps(relaxed=True, threads=True)),
+    ("simd-threads", WasmCaps(threads=True)),
+    ("relaxed", WasmCaps(relaxed=True)),
+    ("simd", WasmCaps()),
+)
+"""In the order of preference, as a bundle lists them."""
+
+
+@dataclass(frozen=True, slots=True)
+class WasmCode:
+    """The variants of a model's module, which share the layout of the parameter block."""
+
+    modules: dict[str, bytes]
+    params: tuple[Any, ...]
+    weights_base: int
+    scratch_per_thread: Dim
+
+
+def _default(candidates: Sequence[Any], spec: KernelSpec, target: str) -> Any:
+    if not candidates:
+        raise UnsupportedError(
+            f"no legal kernel of the {family(spec)} family for {target}", got=str(spec)[:200]
+        )
+    return candidates[0]
+
+
+def wgsl_kernels(plan: Plan) -> list[WgslKernel]:
+    """One kernel per spec: legal on every WebGPU device."""
+    caps = WgslCaps()
+    return [
+        wgsl.render(spec, _default(wgsl.space(spec, caps), spec, "WebGPU"))
+        for spec in plan.kernels
+    ]
+
+
+def wasm_code(
+    plan: Plan,
+    variants: Sequence[str] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> WasmCode:
+    """The model's module in each of `variants` (all by default)."""
+    from .codegen import wasm
+    from .codegen.wasm.asm import Target
+    from .codegen.wasm.model import Call, Operand, Slot, Weight, assemble
+
+    def place(number: int) -> Operand:
+        buffer = plan.buffers[number]
+        return Weight(buffer.offset) if isinstance(buffer, WeightBuffer) else Slot(buffer.slot)
+
+    calls = [
+        Call(s.kernel, tuple(place(b) for b in s.operands), place(s.output), s.args)
+        for s in plan.steps
+    ]
+    modules: dict[str, bytes] = {}
+    scratch: list[Dim] = []
+    params: tuple[Any, ...] = ()
+    base = 0
+    for name, caps in WASM_VARIANTS:
+        if variants is not None and name not in variants:
+            continue
+        if progress is not None:
+            progress(name)
+        chosen = [
+            (spec, _default(wasm.space(spec, caps), spec, "WebAssembly")) for spec in plan.kernels
+        ]
+        made = assemble(chosen, calls, Target(relaxed=caps.relaxed, threads=caps.threads))
+        modules[name] = made.binary
+        params, base = made.params, made.weights_base
+        scratch.append(made.scratch_per_thread)
+    return WasmCode(modules, params, base, dim_max(0, *scratch))

@@ -1,0 +1,511 @@
+"""The bundle: a plan, its generated code and its weights as a folder of static files.
+
+Written once, deterministic byte for byte; read by the executors here and by web/bundle.js.
+`manifest.schema.json` is the contract, checked whenever a manifest is written or read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from .build import WASM_VARIANTS, WasmCode
+from .codegen import GENERATOR_VERSION
+from .codegen.codec import spec_from_json, spec_to_json
+from .codegen.dims import dim_from_json, dim_json
+from .codegen.spec import Storage
+from .codegen.wgsl.kernel import Binding, Pass, Role, WgslKernel
+from .errors import BundleError, InputError
+from .graph import DType
+from .plan import FORMAT_VERSION, Buffer, Plan, Port, SlotBuffer, Step, WeightBuffer
+
+MANIFEST = "manifest.json"
+SPECS = "specs.json"
+WGSL = "kernels.wgsl.json"
+SHARD_BYTES = 24 << 20
+"""Static hosts refuse files of more than 25 MiB."""
+
+_REDO = "Export the model again"
+
+
+def wasm_file(variant: str) -> str:
+    return f"model.{variant}.wasm"
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def write_bundle(
+    folder: str | os.PathLike[str],
+    plan: Plan,
+    weights: Iterable[bytes],
+    wasm: WasmCode,
+    wgsl: Iterable[WgslKernel],
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Write a bundle; the folder appears, or is replaced, only when it is complete.
+
+    progress: called with bytes of weights written and their total.
+
+    Returns the manifest.
+
+    Raises:
+        InputError: the folder cannot be written, or holds something that is not a bundle.
+    """
+    target = Path(folder)
+    _refuse_foreign(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    try:
+        manifest = _write_files(scratch, plan, weights, wasm, list(wgsl), progress)
+        # mkdtemp makes a private folder; a bundle is there to be served.
+        scratch.chmod(0o755)
+        _replace(scratch, target)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return manifest
+
+
+def _refuse_foreign(target: Path) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file()):
+        raise InputError(
+            "exists and is not a bundle, so it is not overwritten",
+            where=str(target),
+            expected="a new folder, an empty one, or a bundle to replace",
+            remedy="Choose another output folder",
+        )
+
+
+def _unwritable(target: Path, error: OSError) -> InputError:
+    return InputError(
+        "the bundle cannot be written",
+        where=str(target),
+        got=error.strerror or error,
+        remedy="Choose a folder that you may write to, on a disk with space",
+    )
+
+
+def _replace(scratch: Path, target: Path) -> None:
+    if not target.exists():
+        scratch.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    try:
+        target.rename(old / "bundle")
+        try:
+            scratch.rename(target)
+        except OSError:
+            (old / "bundle").rename(target)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_files(
+    folder: Path,
+    plan: Plan,
+    weights: Iterable[bytes],
+    wasm: WasmCode,
+    wgsl: list[WgslKernel],
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, Any]:
+    files: dict[str, dict[str, Any]] = {}
+
+    def write(name: str, data: bytes) -> None:
+        (folder / name).write_bytes(data)
+        files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    for variant, binary in wasm.modules.items():
+        write(wasm_file(variant), binary)
+    codes, kernels = _wgsl_section(wgsl)
+    write(WGSL, _json(codes))
+    write(SPECS, _json([spec_to_json(spec) for spec in plan.kernels]))
+    shards = []
+    written = 0
+    for number, data in enumerate(_shards(weights)):
+        shards.append(f"weights-{number:03}.bin")
+        write(shards[-1], data)
+        written += len(data)
+        if progress is not None:
+            progress(written, plan.weight_bytes)
+    manifest = {
+        **plan_json(plan),
+        "weights": {"bytes": plan.weight_bytes, "shards": shards},
+        "wasm": _wasm_section(wasm),
+        "webgpu": {"file": WGSL, "kernels": kernels},
+        "files": dict(sorted(files.items())),
+        "metadata": plan.metadata,
+    }
+    problem = schema_violation(manifest)
+    assert problem is None, f"the manifest does not fit its schema: {problem}"
+    (folder / MANIFEST).write_bytes(_json(manifest))
+    return manifest
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _shards(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The stream of chunks cut anew every `SHARD_BYTES`."""
+    pending = bytearray()
+    for chunk in chunks:
+        view = memoryview(chunk)
+        while view:
+            room = SHARD_BYTES - len(pending)
+            pending += view[:room]
+            view = view[room:]
+            if len(pending) == SHARD_BYTES:
+                yield bytes(pending)
+                pending.clear()
+    if pending:
+        yield bytes(pending)
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """The parts of the manifest that are the plan."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "generator_version": GENERATOR_VERSION,
+        "name": plan.name,
+        "symbols": list(plan.symbols),
+        "inputs": [_port_json(port) for port in plan.inputs],
+        "outputs": [_port_json(port) for port in plan.outputs],
+        "buffers": [_buffer_json(buffer) for buffer in plan.buffers],
+        "slots": [dim_json(size) for size in plan.slots],
+        "steps": [
+            {
+                "kernel": step.kernel,
+                "operands": list(step.operands),
+                "output": step.output,
+                "args": [dim_json(arg) for arg in step.args],
+                "label": step.label,
+            }
+            for step in plan.steps
+        ],
+    }
+
+
+def _port_json(port: Port) -> dict[str, Any]:
+    return {
+        "name": port.name,
+        "dtype": port.dtype.value,
+        "shape": [dim_json(d) for d in port.shape],
+        "storage": port.storage.value,
+        "buffer": port.buffer,
+    }
+
+
+def _buffer_json(buffer: Buffer) -> dict[str, Any]:
+    if isinstance(buffer, WeightBuffer):
+        return {"weight": buffer.offset, "bytes": buffer.bytes}
+    return {"slot": buffer.slot, "bytes": dim_json(buffer.bytes)}
+
+
+def _wasm_section(wasm: WasmCode) -> dict[str, Any]:
+    from .codegen.wasm.model import Scratch, Slot
+
+    def param(entry: Any) -> dict[str, Any]:
+        if isinstance(entry, Slot):
+            return {"slot": entry.number}
+        return {"scratch": True} if isinstance(entry, Scratch) else {"dim": dim_json(entry.dim)}
+
+    caps = dict(WASM_VARIANTS)
+    return {
+        "variants": [
+            {
+                "name": name,
+                "file": wasm_file(name),
+                "relaxed": caps[name].relaxed,
+                "threads": caps[name].threads,
+            }
+            for name in wasm.modules
+        ],
+        "params": [param(entry) for entry in wasm.params],
+        "weights_base": wasm.weights_base,
+        "scratch_per_thread": dim_json(wasm.scratch_per_thread),
+    }
+
+
+def _wgsl_section(kernels: list[WgslKernel]) -> tuple[list[str], list[dict[str, Any]]]:
+    codes: dict[str, int] = {}
+    made = [
+        {
+            "passes": [
+                {
+                    "code": codes.setdefault(p.code, len(codes)),
+                    "bindings": [[b.role.value, b.index] for b in p.bindings],
+                    "grid": [dim_json(d) for d in p.grid],
+                }
+                for p in kernel.passes
+            ],
+            "scratch": [dim_json(d) for d in kernel.scratch],
+            "features": list(kernel.features),
+        }
+        for kernel in kernels
+    ]
+    return list(codes), made
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+@cache
+def _validator() -> Any:
+    text = Path(__file__).with_name("manifest.schema.json").read_text(encoding="utf-8")
+    return jsonschema.Draft202012Validator(json.loads(text))
+
+
+def schema_violation(manifest: Any) -> str | None:
+    """The first place where a manifest is not what the schema says; None if it fits."""
+    error = jsonschema.exceptions.best_match(_validator().iter_errors(manifest))
+    return None if error is None else f"/{'/'.join(map(str, error.path))}: {error.message[:200]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle. Files are read, and checked against their hashes, when they are asked for.
+
+    `read(name)` gives a file's bytes, or raises FileNotFoundError or KeyError.
+    """
+
+    where: str
+    manifest: dict[str, Any]
+    read: Callable[[str], bytes]
+
+    @staticmethod
+    def is_bundle(path: str | os.PathLike[str]) -> bool:
+        return (Path(path) / MANIFEST).is_file()
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str] | bytes) -> Bundle:
+        """Open a folder, a zip file of one, or such a file's bytes.
+
+        Raises:
+            BundleError: no bundle, another format version, or a manifest that does not fit.
+        """
+        where, read = _reader(source)
+        try:
+            data = read(MANIFEST)
+        except (OSError, KeyError) as error:
+            raise BundleError(
+                "not a bundle: it has no manifest.json",
+                where=where,
+                remedy="Make one with `pywebgpu export MODEL.onnx -o BUNDLE`",
+            ) from error
+        try:
+            manifest = json.loads(data)
+        except ValueError as error:
+            raise BundleError(
+                f"the manifest is not JSON: {error}", where=f"{where}/{MANIFEST}", remedy=_REDO
+            ) from error
+        found = manifest.get("format_version") if isinstance(manifest, dict) else None
+        if found != FORMAT_VERSION:
+            raise BundleError(
+                "this bundle has a version that this build does not read",
+                where=f"{where}/{MANIFEST}",
+                got=f"format_version {found!r}",
+                expected=FORMAT_VERSION,
+                remedy="Export the model again with this version of pywebgpu",
+            )
+        problem = schema_violation(manifest)
+        if problem is not None:
+            raise BundleError(
+                f"the manifest is damaged: {problem}", where=f"{where}/{MANIFEST}", remedy=_REDO
+            )
+        return cls(where, manifest, read)
+
+    def file(self, name: str) -> bytes:
+        """A file's bytes, checked.
+
+        Raises:
+            BundleError: it is missing, or is not the file that was exported.
+        """
+        where = f"{self.where}/{name}"
+        expected = self.manifest["files"].get(name)
+        if expected is None:
+            raise BundleError("the manifest does not list this file", where=where, remedy=_REDO)
+        try:
+            data = self.read(name)
+        except (OSError, KeyError) as error:
+            raise BundleError(
+                "a file of the bundle is missing",
+                where=where,
+                remedy="Copy the whole folder, or export the model again",
+            ) from error
+        digest = hashlib.sha256(data).hexdigest()
+        if len(data) != expected["bytes"]:
+            raise BundleError(
+                "a file of the bundle has the wrong size",
+                where=where,
+                got=f"{len(data)} bytes",
+                expected=f"{expected['bytes']} bytes",
+                remedy="Copy the whole folder again, or export the model again",
+            )
+        if digest != expected["sha256"]:
+            raise BundleError(
+                "a file of the bundle is damaged: its hash differs",
+                where=where,
+                got=f"sha256 {digest[:16]}...",
+                expected=f"{expected['sha256'][:16]}...",
+                remedy="Copy the whole folder again, or export the model again",
+            )
+        return data
+
+    def verify(self) -> None:
+        """Read and check every file."""
+        for name in self.manifest["files"]:
+            self.file(name)
+
+    def plan(self) -> Plan:
+        """The plan, specs included."""
+        try:
+            specs = tuple(spec_from_json(data) for data in json.loads(self.file(SPECS)))
+            return _plan_from_json(self.manifest, specs)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise BundleError(
+                f"the plan cannot be read: {type(error).__name__}: {error}",
+                where=self.where,
+                remedy=_REDO,
+            ) from error
+
+    def weights(self) -> bytes:
+        """The weight space."""
+        section = self.manifest["weights"]
+        data = b"".join(self.file(name) for name in section["shards"])
+        if len(data) != section["bytes"]:
+            raise BundleError(
+                "the weights are incomplete",
+                where=self.where,
+                got=f"{len(data)} bytes",
+                expected=f"{section['bytes']} bytes",
+                remedy=_REDO,
+            )
+        return data
+
+    def wasm_variants(self) -> dict[str, dict[str, Any]]:
+        """The manifest's entries by name, the preferred first."""
+        return {v["name"]: v for v in self.manifest["wasm"]["variants"]}
+
+    def wasm_code(self, variant: str) -> WasmCode:
+        """One variant, with the layout of its parameter block."""
+        from .codegen.wasm.model import Scratch, Size, Slot
+
+        section = self.manifest["wasm"]
+        entry = self.wasm_variants().get(variant)
+        if entry is None:
+            raise BundleError(
+                "the bundle has no such wasm variant",
+                where=self.where,
+                got=variant,
+                expected=", ".join(self.wasm_variants()) or "none",
+                remedy=_REDO,
+            )
+
+        def param(data: dict[str, Any]) -> Any:
+            if "slot" in data:
+                return Slot(data["slot"])
+            return Scratch() if "scratch" in data else Size(dim_from_json(data["dim"]))
+
+        return WasmCode(
+            {variant: self.file(entry["file"])},
+            tuple(param(p) for p in section["params"]),
+            section["weights_base"],
+            dim_from_json(section["scratch_per_thread"]),
+        )
+
+    def wgsl_kernels(self) -> list[WgslKernel]:
+        """The kernels in the plan's order."""
+        section = self.manifest["webgpu"]
+        codes = json.loads(self.file(section["file"]))
+        return [
+            WgslKernel(
+                name=f"kernel {number}",
+                passes=tuple(
+                    Pass(
+                        codes[p["code"]],
+                        tuple(Binding(Role(role), index) for role, index in p["bindings"]),
+                        _grid(p["grid"]),
+                    )
+                    for p in kernel["passes"]
+                ),
+                scratch=tuple(dim_from_json(d) for d in kernel["scratch"]),
+                features=tuple(kernel["features"]),
+            )
+            for number, kernel in enumerate(section["kernels"])
+        ]
+
+
+def _grid(data: list[Any]) -> tuple[Any, Any, Any]:
+    x, y, z = (dim_from_json(d) for d in data)
+    return x, y, z
+
+
+def _reader(source: str | os.PathLike[str] | bytes) -> tuple[str, Callable[[str], bytes]]:
+    if isinstance(source, bytes):
+        return "bundle", _zip_reader("bundle", io.BytesIO(source))
+    path = Path(source)
+    if path.is_file() and zipfile.is_zipfile(path):
+        return str(path), _zip_reader(str(path), io.BytesIO(path.read_bytes()))
+    return str(path), lambda name: (path / name).read_bytes()
+
+
+def _zip_reader(where: str, file: io.BytesIO) -> Callable[[str], bytes]:
+    try:
+        archive = zipfile.ZipFile(file)
+    except zipfile.BadZipFile as error:
+        raise BundleError(
+            "not a zip file", where=where, remedy="Pass the bytes of a zipped bundle"
+        ) from error
+    # A zipped folder has the folder's name before each file's.
+    found = [n for n in archive.namelist() if n.rsplit("/", 1)[-1] == MANIFEST]
+    prefix = found[0][: -len(MANIFEST)] if found else ""
+    return lambda name: archive.read(prefix + name)
+
+
+def _plan_from_json(data: dict[str, Any], specs: tuple[Any, ...]) -> Plan:
+    def port(item: dict[str, Any]) -> Port:
+        shape = tuple(dim_from_json(d) for d in item["shape"])
+        storage = Storage(item["storage"])
+        return Port(item["name"], DType(item["dtype"]), shape, storage, item["buffer"])
+
+    def buffer(item: dict[str, Any]) -> Buffer:
+        if "weight" in item:
+            return WeightBuffer(item["weight"], item["bytes"])
+        return SlotBuffer(item["slot"], dim_from_json(item["bytes"]))
+
+    def step(item: dict[str, Any]) -> Step:
+        args = tuple(dim_from_json(a) for a in item["args"])
+        return Step(item["kernel"], tuple(item["operands"]), item["output"], args, item["label"])
+
+    return Plan(
+        name=data["name"],
+        symbols=tuple(data["symbols"]),
+        inputs=tuple(map(port, data["inputs"])),
+        outputs=tuple(map(port, data["outputs"])),
+        buffers=tuple(map(buffer, data["buffers"])),
+        slots=tuple(dim_from_json(s) for s in data["slots"]),
+        kernels=specs,
+        steps=tuple(map(step, data["steps"])),
+        weight_bytes=data["weights"]["bytes"],
+        metadata=data["metadata"],
+    )

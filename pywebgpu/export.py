@@ -1,0 +1,88 @@
+"""`pywebgpu export`: a model to a bundle."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .build import WASM_VARIANTS, wasm_code, wgsl_kernels
+from .bundle import write_bundle
+from .compile import compile_model
+from .console import human_bytes
+
+Progress = Callable[[str, int, int], None]
+"""progress(what is being done, done, total)"""
+
+NOMINAL = 64
+"""What a symbol is taken for when memory is reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What an export made. `activation_bytes`: all slots, with each symbol at `NOMINAL`."""
+
+    name: str
+    path: str
+    kernels: int
+    dispatches: int
+    weight_bytes: int
+    wasm_bytes: int
+    wgsl_bytes: int
+    bundle_bytes: int
+    activation_bytes: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: {self.dispatches} steps with {self.kernels} kernels, "
+            f"weights {human_bytes(self.weight_bytes)}, wasm {human_bytes(self.wasm_bytes)}, "
+            f"WGSL {human_bytes(self.wgsl_bytes)}, in {self.seconds:.1f} s"
+        )
+
+
+def export(
+    model: str | os.PathLike[str] | bytes | Any,
+    out: str | os.PathLike[str],
+    *,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Compile `model` and write it to the folder `out`.
+
+    Raises:
+        ModelError, InputError: the model cannot be read, or the folder not written.
+        UnsupportedError: the model uses something that cannot be compiled.
+    """
+    start = time.perf_counter()
+    stages = 3 + len(WASM_VARIANTS)
+    say = progress or (lambda label, done, total: None)
+    say("compiling", 0, stages)
+    compiled = compile_model(model)
+    plan = compiled.plan
+    say("generating WGSL", 1, stages)
+    wgsl = wgsl_kernels(plan)
+    done = iter(range(2, stages))
+    wasm = wasm_code(plan, progress=lambda name: say(f"generating wasm {name}", next(done), stages))
+    say("writing weights", stages - 1, stages)
+    manifest = write_bundle(out, plan, compiled.weight_chunks(), wasm, wgsl)
+    say("done", stages, stages)
+    files = {name: entry["bytes"] for name, entry in manifest["files"].items()}
+    folder = Path(out)
+    return ExportReport(
+        name=plan.name,
+        path=str(out),
+        kernels=len(plan.kernels),
+        dispatches=sum(len(wgsl[step.kernel].passes) for step in plan.steps),
+        weight_bytes=plan.weight_bytes,
+        wasm_bytes=max((n for f, n in files.items() if f.endswith(".wasm")), default=0),
+        wgsl_bytes=files[manifest["webgpu"]["file"]],
+        bundle_bytes=sum(files.values()) + (folder / "manifest.json").stat().st_size,
+        activation_bytes=compiled.memory.total(dict.fromkeys(plan.symbols, NOMINAL)),
+        seconds=round(time.perf_counter() - start, 3),
+    )
