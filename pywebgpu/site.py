@@ -7,6 +7,7 @@ that every page also carries itself, and asks no other origin:
 
     index.html, NAME.html           pages, from web/app/pages/*.html.j2
     app/                            their scripts and styles
+    isolation-worker.js             for threads on hosts without headers, if the visitor wants
     pywebgpu.js, ...                the browser runtime
     models/NAME/                    one bundle per model
     data/NAME/                      what a model's page needs beside it (samples, a tokenizer)
@@ -251,6 +252,8 @@ def _add_runtime(stage: Path) -> None:
         "pages", "py", "__pycache__", "*.py", "*.d.ts", "vendor", "manifest.schema.json"
     )
     shutil.copytree(_PACKAGE / "web", stage, ignore=left_out, dirs_exist_ok=True)
+    # A service worker reaches the folder that it lies in, so it has to lie in the first one.
+    (stage / "app" / "isolation-worker.js").rename(stage / "isolation-worker.js")
     shutil.copyfile(_PACKAGE / "manifest.schema.json", stage / "manifest.schema.json")
 
 
@@ -278,9 +281,8 @@ def _add_pages(entries: list[Entry], stage: Path, *, pyodide: Pyodide, has_pytho
     models = [_model_view(entry, stage) for entry in entries]
     nav = [{"href": "index.html", "label": "Home"}]
     nav += [{"href": model["href"], "label": model["label"]} for model in models]
-    if has_python and (stage / "python.html").is_file():
+    if has_python:
         nav.append({"href": "python.html", "label": "Python"})
-    common = {"csp": content_security_policy(pyodide), "nav": nav, "version": __version__}
 
     app = _PACKAGE / "web" / "app"
     environment = jinja2.Environment(
@@ -291,25 +293,39 @@ def _add_pages(entries: list[Entry], stage: Path, *, pyodide: Pyodide, has_pytho
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    home = {
-        "href": "index.html",
-        "title": "Models",
-        "description": "ONNX models compiled for this browser: WebGPU and WebAssembly.",
+    environment.globals |= {
+        "csp": content_security_policy(pyodide),
+        "nav": nav,
+        "version": __version__,
+        "models": models,
     }
-    text = environment.get_template("index.html.j2").render(**common, page=home, models=models)
-    (stage / "index.html").write_text(text, encoding="utf-8")
-    for entry, model in zip(entries, models, strict=True):
-        page = {k: model[k] for k in ("href", "title")} | {"description": model["summary"]}
-        template = environment.get_template(PAGES[entry.card.page].template)
-        text = template.render(**common, page=page, model=model)
-        (stage / model["href"]).write_text(text, encoding="utf-8")
 
+    def write(template: str, href: str, title: str, description: str, **more: object) -> None:
+        page = {"href": href, "title": title, "description": description}
+        text = environment.get_template(template).render(page=page, **more)
+        (stage / href).write_text(text, encoding="utf-8")
+
+    about = "ONNX models compiled for this browser: WebGPU and WebAssembly."
+    write("index.html.j2", "index.html", "Models", about)
+    for entry, model in zip(entries, models, strict=True):
+        template = PAGES[entry.card.page].template
+        write(template, model["href"], model["title"], model["summary"], model=model)
+    if has_python:
+        size = _short(sum(f.stat().st_size for f in (stage / "py").rglob("*") if f.is_file()))
+        write("python.html.j2", "python.html", "Python", about, python_size=size)
+
+    listed = ("name", "title", "href", "bundle")
     contents = {
         "generator": "pywebgpu",
         "version": __version__,
-        "models": [{k: model[k] for k in ("name", "title", "href", "bundle")} for model in models],
+        "models": [{key: model[key] for key in listed} for model in models],
     }
     (stage / MARKER).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+
+
+def _short(count: int) -> str:
+    """A size without idle digits: "220 kB", "1.4 MB"."""
+    return human_bytes(count).replace(".0 ", " ")
 
 
 def _model_view(entry: Entry, stage: Path) -> dict[str, str]:
@@ -323,7 +339,7 @@ def _model_view(entry: Entry, stage: Path) -> dict[str, str]:
         "href": f"{entry.name}.html",
         "bundle": f"models/{entry.name}/",
         "data": f"data/{entry.name}/",
-        "size": human_bytes(_download_bytes(stage / "models" / entry.name)),
+        "size": _short(_download_bytes(stage / "models" / entry.name)),
     }
 
 

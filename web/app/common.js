@@ -2,6 +2,7 @@
 // and the panel that tells the visitor about it (pages/runtime.html.j2).
 
 import { InferenceSession } from "../pywebgpu.js";
+import { canIsolate, isIsolatedByWorker, isolate, stopIsolating } from "./isolation.js";
 
 /** @typedef {import("../pywebgpu.js").Tensor} Tensor */
 /** @typedef {"webgpu" | "wasm"} Provider */
@@ -223,10 +224,16 @@ export class Runner {
     for (const { feature, reason } of unavailable) {
       if (feature !== "webgpu" && feature !== "wasm") notes.set(featureName(feature), reason);
     }
-    const items = [...notes].map(([name, reason]) =>
-      make("li", {}, make("strong", {}, `No ${name}: `), sentence(reason)),
-    );
+    const items = [...notes].map(([name, reason]) => {
+      const item = make("li", {}, make("strong", {}, `No ${name}: `), sentence(reason));
+      if (name === "threads" && canIsolate()) item.append(button("Turn threads on", isolate));
+      return item;
+    });
     if (!items.length) items.push(make("li", {}, "Everything this device offers is in use."));
+    if (isIsolatedByWorker()) {
+      const how = "A service worker of this site isolates the page, for threads.";
+      items.push(make("li", {}, how, button("Remove it", stopIsolating)));
+    }
     element("notes", HTMLElement).replaceChildren(...items);
   }
 
@@ -248,8 +255,12 @@ export class Runner {
     const label = this.#panel.querySelector(`[data-time=${provider}]`);
     if (label) label.textContent = time || (this.#reasons.has(provider) ? "not available here" : "");
     if (this.session?.provider !== provider) return;
-    const runs = times.length === 1 ? "1 run" : `median of ${times.length}`;
-    element("fact-time", HTMLElement).textContent = time ? `${time} · ${runs}` : "–";
+    const many = times.length > 1;
+    element("fact-time-label", HTMLElement).textContent = many
+      ? `Median of ${times.length} runs`
+      : "Time per inference";
+    element("fact-time", HTMLElement).textContent = time || "–";
+    element("badge", HTMLElement).textContent = time ? `${NAMES[provider]} · ${time}` : NAMES[provider];
   }
 }
 
@@ -267,6 +278,7 @@ class Download {
   constructor() {
     this.#list.replaceChildren();
     this.#text.textContent = "Starting…";
+    element("badge", HTMLElement).textContent = "Starting…";
     this.#bar.value = 0;
   }
 
@@ -279,6 +291,7 @@ class Download {
     this.#bar.max = total || 1;
     this.#bar.value = loaded;
     this.#text.textContent = `Loading ${bytes(loaded)} of ${bytes(total)}`;
+    element("badge", HTMLElement).textContent = this.#text.textContent;
     const row = this.#files.get(file) ?? this.#add(file);
     row.bar.max = fileTotal || 1;
     row.bar.value = fileLoaded;
@@ -304,7 +317,19 @@ class Download {
 
   fail() {
     this.#text.textContent = "Not loaded";
+    element("badge", HTMLElement).textContent = "Not loaded";
   }
+}
+
+/**
+ * A small button at the end of a note.
+ * @param {string} text
+ * @param {() => Promise<void>} action
+ */
+function button(text, action) {
+  const made = make("button", { type: "button", class: "button" }, text);
+  made.addEventListener("click", () => action().catch(showError));
+  return made;
 }
 
 /** @param {unknown} error */
@@ -317,7 +342,7 @@ function sentence(text) {
 }
 
 /** @param {string} feature */
-const featureName = (feature) => feature.replace("threads", "threads").replace("simd", "SIMD");
+const featureName = (feature) => feature.replace("simd", "SIMD");
 
 /** @param {Session["info"]} info */
 function deviceName(info) {
@@ -327,7 +352,7 @@ function deviceName(info) {
 
 /** @param {Session["info"]} info */
 function howItRuns(info) {
-  if (info.provider === "webgpu") return "WGSL compute shaders";
+  if (info.provider === "webgpu") return "Compute shaders (WGSL)";
   const threads = info.threads === 1 ? "1 thread" : `${info.threads} threads`;
   return `${threads}, ${String(info.variant).includes("relaxed") ? "relaxed SIMD" : "SIMD"}`;
 }

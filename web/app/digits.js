@@ -78,7 +78,7 @@ function showAnswer(probabilities) {
 }
 
 /** @param {number} share */
-const percent = (share) => `${(share * 100).toFixed(share > 0.0995 ? 0 : 1)} %`;
+const percent = (share) => `${(share * 100).toFixed(share > 0.0995 ? 0 : 1)}%`;
 
 // ------------------------------------------------------------------ drawing
 

@@ -19,7 +19,7 @@ async function webgpu() {
   }
   const { vendor, architecture, description } = adapter.info;
   const name = description || [vendor, architecture].filter(Boolean).join(" ");
-  return { yes: true, reason: name ? `On ${name}.` : "Compute shaders on the graphics chip." };
+  return { yes: true, reason: name ? `Device: ${name}.` : "Compute shaders on the graphics chip." };
 }
 
 /** @returns {Finding} */

@@ -7,7 +7,7 @@ import { Runner, element, make, milliseconds, pageData, setBar, showError } from
 /** @typedef {{encode(text: string): {ids: number[]}}} Tokenizer */
 
 const BATCH = 8;
-const MAX_TOKENS = 128; // longer text is cut, as the model's own tokenizer settings do
+const MAX_TOKENS = 256; // longer text is cut, as the model's own tokenizer settings do
 const ROUND = 8; // sequences are padded to a multiple, so that few different shapes occur
 const PAUSE_MS = 120; // after the last key stroke
 
@@ -141,7 +141,7 @@ async function updateOnce(tokenizer) {
     .map((line) => ({ line, ids: tokens(tokenizer, line) }))
     .sort((a, b) => a.ids.length - b.ids.length);
   for (let done = 0; done < fresh.length && !pending; done += BATCH) {
-    status.textContent = `Reading sentences, ${done} of ${fresh.length}…`;
+    status.textContent = `${done} of ${fresh.length} read…`;
     const batch = fresh.slice(done, done + BATCH);
     const rows = batch.map(({ ids }) => ids);
     const found = await embed(rows, false);
@@ -152,8 +152,7 @@ async function updateOnce(tokenizer) {
   rank(text);
   if (!pending) {
     const took = milliseconds(performance.now() - start);
-    const count = lines().length;
-    status.textContent = `${count} ${count === 1 ? "sentence" : "sentences"} in ${took}`;
+    status.textContent = `${lines().length} in ${took}`;
   }
 }
 
@@ -161,21 +160,21 @@ async function updateOnce(tokenizer) {
 function rank(text) {
   const wanted = known.get(text);
   const scored = lines()
-    .filter((line) => known.has(line))
     .map((line) => {
       const embedding = known.get(line);
       return { line, score: wanted && embedding ? dot(wanted, embedding) : NaN };
     });
-  if (wanted) scored.sort((a, b) => b.score - a.score);
+  // Lines that have not been read yet stay below the others, in their own order.
+  if (wanted) scored.sort((a, b) => (b.score || -2) - (a.score || -2));
   const old = new Map(
     [...ranking.children].map((item) => [item.querySelector(".sentence")?.textContent, item]),
   );
   const items = scored.map(({ line, score }, place) => {
     const item = old.get(line) ?? row(line);
     item.classList.toggle("top-one", Boolean(wanted) && place === 0);
-    setBar(item.querySelector(".fill") ?? item, wanted ? score : 0);
+    setBar(item.querySelector(".fill") ?? item, score || 0);
     const value = item.querySelector(".value");
-    if (value) value.textContent = wanted ? score.toFixed(3).replace("-", "−") : "";
+    if (value) value.textContent = Number.isNaN(score) ? "…" : score.toFixed(3).replace("-", "−");
     return item;
   });
   ranking.replaceChildren(...items);
@@ -214,6 +213,7 @@ for (const chip of document.querySelectorAll("#examples button")) {
   });
 }
 
+rank(queryText());
 loadTokenizer()
   .then((loaded) => {
     tokenizer = loaded;
