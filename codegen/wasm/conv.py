@@ -196,6 +196,7 @@ class _Emitter:
                     at = [[image, *c] for c in self._where]
                 f.assign(b_now, b)
                 core = Core(f, tile, rows, b_now, Panels.packed(self.k, tile.panels), self.integer)
+                core.clear()
                 core.run(run, loops)
                 self.epilogue.store_tile(f, frame, core.acc, at, n0, channel, dump)
             f.assign(row, row + tile.rows)

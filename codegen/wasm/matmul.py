@@ -174,6 +174,7 @@ class _Emitter:
                         rows.append((f.value(rows[-1][0] + stride), 0))
                 f.assign(b_now, b)
                 core = Core(f, tile, rows, b_now, panels, self.integer)
+                core.clear()
                 core.run(k)
                 at: list[list[IntLike]] = [[*batch, m0 + r] for r in range(tile.rows)]
                 self.epilogue.store_tile(f, frame, core.acc, at, n0, n0, dump)

@@ -134,10 +134,14 @@ class Core:
         self.columns = [f.local(V128) for _ in range(columns)]
         self.spread = f.local(V128)
 
-    def run(self, run: IntLike, loops: Sequence[tuple[IntLike, IntLike]] = ()) -> None:
+    def clear(self) -> None:
+        """Start from zero; otherwise set `acc` before `run`."""
         for row in self.acc:
             for acc in row:
                 self.f.zero(acc)
+
+    def run(self, run: IntLike, loops: Sequence[tuple[IntLike, IntLike]] = ()) -> None:
+        """Add the products over K = loops x run."""
         self._loops(run, loops)
 
     def _loops(self, run: IntLike, loops: Sequence[tuple[IntLike, IntLike]]) -> None:
