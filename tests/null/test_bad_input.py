@@ -51,13 +51,15 @@ def assert_user_error(result: tuple[int, str, str], *mentions: str) -> None:
         assert text in err
 
 
-def small_model(nodes: list[onnx.NodeProto], **opsets: int) -> onnx.ModelProto:
-    """x: float[2, 3] -> y, through `nodes`."""
+def small_model(
+    nodes: list[onnx.NodeProto], shape: tuple[int, ...] = (3, 3), **opsets: int
+) -> onnx.ModelProto:
+    """x: float[3, 3] -> y: float[shape], through `nodes`."""
     graph = helper.make_graph(
         nodes,
         "small",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (3, 3))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
     )
     imports = [helper.make_opsetid("", 20)]
     imports += [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
@@ -67,16 +69,17 @@ def small_model(nodes: list[onnx.NodeProto], **opsets: int) -> onnx.ModelProto:
 def external(location: str) -> bytes:
     """A model whose one weight lies in a file of that name."""
     model = small_model([helper.make_node("Add", ["x", "w"], ["y"])])
-    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2, 3])
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[3, 3])
     weight.data_location = TensorProto.EXTERNAL
     weight.external_data.add(key="location", value=location)
     model.graph.initializer.append(weight)
     return model.SerializeToString()
 
 
-def node(op: str, **options: str) -> bytes:
-    model = small_model([helper.make_node(op, ["x"], ["y"], **options)], **{"my.domain": 1})
-    return model.SerializeToString()
+def node(op: str, shape: tuple[int, ...] = (3, 3), **options: str) -> bytes:
+    """A model of one node."""
+    nodes = [helper.make_node(op, ["x"], ["y"], **options)]
+    return small_model(nodes, shape, **{"my.domain": 1}).SerializeToString()
 
 
 BAD_MODELS: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
@@ -88,7 +91,7 @@ BAD_MODELS: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
     "cut at the end": (lambda: DIGITS.read_bytes()[:-7], ()),
     "unknown operator": (lambda: node("Frobnicate", name="my node"), ("Frobnicate", "my node")),
     "unknown domain": (lambda: node("Frob", domain="my.domain", name="my node"), ("my.domain",)),
-    "operator without a kernel": (lambda: node("Det", name="my node"), ("Det", "my node")),
+    "operator without a kernel": (lambda: node("Det", (), name="my node"), ("Det", "my node")),
     "undefined value": (
         lambda: small_model([helper.make_node("Relu", ["z"], ["y"])]).SerializeToString(),
         ("z",),
@@ -101,7 +104,7 @@ BAD_MODELS: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
 @pytest.mark.parametrize("command", ["export", "check", "run", "site"])
 @pytest.mark.parametrize("kind", BAD_MODELS)
 def test_bad_model(tmp_path: Path, kind: str, command: str) -> None:
-    (tmp_path / "secret.bin").write_bytes(bytes(24))
+    (tmp_path / "secret.bin").write_bytes(bytes(36))
     folder = tmp_path / "models"
     folder.mkdir()
     make, mentions = BAD_MODELS[kind]
