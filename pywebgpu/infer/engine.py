@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -168,16 +169,8 @@ def _settle(graph: Graph, node: Node, outputs: set[str], done: list[Node]) -> bo
     if all(name in graph.constants for name in names):
         return True
     kept_identity = node.op == "Identity" and names[0] in outputs
-    if not kept_identity and can_fold(graph, node):
-        try:
-            found = evaluate(graph, node)
-        except Exception as error:
-            raise UnsupportedError(
-                "the node's inputs are constant, but it could not be computed",
-                where=node.where(),
-                got=f"{type(error).__name__}: {error}",
-                remedy="Replace the node by its result when exporting",
-            ) from error
+    found = _folded(graph, node) if not kept_identity else None
+    if found is not None:
         for name, value in zip(node.outputs, found, strict=False):
             if not name or value is None:
                 continue
@@ -194,6 +187,17 @@ def _settle(graph: Graph, node: Node, outputs: set[str], done: list[Node]) -> bo
         return True
     done.append(node)
     return False
+
+
+def _folded(graph: Graph, node: Node) -> list[np.ndarray[Any, Any] | None] | None:
+    """The outputs of a node with constant inputs. Where the evaluator fails the node stays: it
+    may well be lowered, and if a shape depends on it, that is reported."""
+    if not can_fold(graph, node):
+        return None
+    try:
+        return evaluate(graph, node)
+    except Exception:  # the reference evaluator raises all kinds
+        return None
 
 
 def _constant_if(graph: Graph, node: Node) -> list[Node] | None:

@@ -122,6 +122,10 @@ def _with_numpy(graph: Graph, node: Node, inputs: list[Array | None]) -> list[Ar
         return [np.broadcast_to(scalar, shape)]
     if node.op == "Transpose":
         return [np.ascontiguousarray(arrays[0].transpose(node.attrs.get("perm")))]
+    if node.op == "Slice":
+        return [_sliced(arrays)]
+    if node.op == "Gather":
+        return [np.take(arrays[0], arrays[1], node.attrs.get("axis", 0))]
     if node.op == "Concat":
         return [np.concatenate(arrays, node.attrs["axis"])]
     if node.op == "Where":
@@ -130,6 +134,18 @@ def _with_numpy(graph: Graph, node: Node, inputs: list[Array | None]) -> list[Ar
         shape = [d for d in graph.types[node.outputs[0]].shape if isinstance(d, int)]
         return [arrays[0].reshape(shape)]
     return None
+
+
+def _sliced(arrays: list[Array]) -> Array:
+    x, starts, ends = arrays[:3]
+    axes = arrays[3].ravel() if len(arrays) > 3 else range(len(starts))
+    steps = arrays[4].ravel() if len(arrays) > 4 else [1] * len(starts)
+    where = [slice(None)] * x.ndim
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        # With a negative step an end before the first element takes all down to it.
+        stop = None if step < 0 and end < -x.shape[axis] else int(end)
+        where[axis] = slice(int(start), stop, int(step))
+    return np.ascontiguousarray(x[tuple(where)])
 
 
 def _with_reference(graph: Graph, node: Node) -> list[Any]:

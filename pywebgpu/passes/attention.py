@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..graph import INTERNAL, Graph, Node, Shape
+from ..graph import INTERNAL, DType, Graph, Node, Shape
 from . import internal_ops
 from .edit import Editor
 from .masks import split_causal
@@ -93,7 +93,7 @@ def _from_products(edit: Editor, node: Node) -> bool:
     bias = _bias(edit, scores, rank)
     scale = scores.scale * q.scale * k.scale
     out_axes = letters
-    causal, bias = split_causal(edit, bias, zero_rows)
+    causal, bias = split_causal(edit, bias, *edit.shape(product.outputs[0])[-2:])
     if bias and (bias not in edit.producers) and uniform(edit, bias) == 0.0:
         bias = ""
     if rank == 3:
@@ -392,13 +392,13 @@ def _peel_plain(edit: Editor, name: str) -> _Side:
     return _Side(node.inputs[0], axes)
 
 
-def _operator_mask(edit: Editor, name: str, dtype: internal_ops.TensorType | object) -> str:
+def _operator_mask(edit: Editor, name: str, dtype: DType) -> str:
     """A boolean mask says what to keep; any other is added."""
     type_ = edit.type(name)
     if type_.dtype.is_float:
         return name
-    zero = edit.graph.add_constant("zero", np.array(0.0, dtype=np.float32))
-    minus = edit.graph.add_constant("masked", np.array(-np.inf, dtype=np.float32))
+    zero = edit.graph.add_constant("zero", np.array(0.0, dtype=dtype.numpy))
+    minus = edit.graph.add_constant("masked", np.array(-np.inf, dtype=dtype.numpy))
     return edit.insert("Where", [name, zero, minus], stem="mask")
 
 

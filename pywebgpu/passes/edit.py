@@ -8,13 +8,16 @@ to other values. `finish` installs the result and drops what nobody needs any mo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..codegen.dims import Dim, Expr
 from ..graph import DType, Graph, Node, Shape, TensorType, outer_names, subgraphs
 from ..infer import infer_node
+
+if TYPE_CHECKING:
+    from .affine import Affine
 
 
 class Editor:
@@ -26,6 +29,7 @@ class Editor:
         self.outputs = set(graph.outputs)
         self.changed = False
         self._uses: dict[str, int] = {}
+        self.affine: dict[str, Affine | None] = {}
         for node in graph.nodes:
             for name in outer_names(node):
                 self._uses[name] = self._uses.get(name, 0) + 1

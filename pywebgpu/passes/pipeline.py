@@ -6,9 +6,12 @@ from collections.abc import Callable
 
 from ..graph import Graph
 from ..infer import Problems, infer_graph
+from .activations import fuse_activations
 from .attention import fuse_attention
 from .batchnorm import fold_batch_norm
 from .cse import share
+from .gathers import simplify_gathers
+from .norms import fuse_norms
 from .simplify import simplify
 
 Pass = Callable[[Graph], bool]
@@ -21,8 +24,8 @@ def fold(graph: Graph) -> bool:
     return changed
 
 
-CLEANING: tuple[Pass, ...] = (fold, simplify, share)
-FUSING: tuple[Pass, ...] = (fold_batch_norm, fuse_attention)
+CLEANING: tuple[Pass, ...] = (fold, simplify, simplify_gathers, share)
+FUSING: tuple[Pass, ...] = (fold_batch_norm, fuse_norms, fuse_activations, fuse_attention)
 _ROUNDS = 12
 
 

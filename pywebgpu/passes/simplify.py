@@ -5,15 +5,17 @@
 2. Squeeze, Unsqueeze and Flatten are Reshapes. A Reshape of a Reshape and a Transpose of a
    Transpose are one.
 3. A Transpose between two Reshapes that only merge and split its leading axes is a Transpose.
-4. x + 0, x * 1, x and true, Where with a decided condition, and the like.
+4. An Expand that an elementwise operator's own broadcasting does is dropped; others move behind
+   the operator, so that it works on fewer elements.
+5. x + 0, x * 1, x and true, Where with a decided condition, and the like.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from ..codegen.dims import product
-from ..graph import DType, Graph, Node
+from ..codegen.dims import Dim, product
+from ..graph import INTERNAL, DType, Graph, Node, Shape
 from .edit import Editor
 from .uniform import uniform
 
@@ -24,14 +26,18 @@ _WHOLE = ("Slice", "Expand", "Tile", "Pad", "Resize", "Reshape")
 def simplify(graph: Graph) -> bool:
     edit = Editor(graph)
     for node in edit.sweep():
-        if node.domain:
+        if node.domain and node.domain != INTERNAL:
             continue
-        _movement(edit, node) or _arithmetic(edit, node) or _decided(edit, node)
+        for rule in (_movement, _arithmetic, _decided, _broadcast):
+            if rule(edit, node):
+                break
     return edit.finish()
 
 
 def _movement(edit: Editor, node: Node) -> bool:
     op = node.op
+    if node.domain:
+        return False
     if op in ("Identity", "Dropout"):
         out = node.outputs[0]
         if op == "Dropout" and len(node.outputs) > 1 and edit.uses(node.outputs[1]):
@@ -175,7 +181,7 @@ _NEUTRAL = {"Add": 0.0, "Sub": 0.0, "Mul": 1.0, "Div": 1.0, "Pow": 1.0}
 def _arithmetic(edit: Editor, node: Node) -> bool:
     """Neutral elements, where the result has the other operand's shape and type."""
     out = edit.type(node.outputs[0])
-    if node.op in _NEUTRAL:
+    if node.op in _NEUTRAL and not node.domain:
         sides = ((0, 1), (1, 0)) if node.op in ("Add", "Mul") else ((0, 1),)
         for keep, other in sides:
             value = uniform(edit, node.inputs[other])
@@ -231,3 +237,68 @@ def _decided(edit: Editor, node: Node) -> bool:
         if value is not None:
             return _fill(edit, node, value)
     return False
+
+
+_POINTWISE = {
+    "Add", "Sub", "Mul", "Div", "Pow", "Mod", "And", "Or", "Xor", "Not", "Equal", "Less",
+    "LessOrEqual", "Greater", "GreaterOrEqual", "Where", "Cast", "Neg", "Abs", "Sqrt", "Exp",
+    "Log", "Erf", "Tanh", "Sigmoid", "Relu", "Gelu", "Clip", "Min", "Max", "IsNaN", "Reciprocal",
+    "Sin", "Cos",
+}  # fmt: skip
+
+
+def _broadcast(edit: Editor, node: Node) -> bool:
+    """See rule 4."""
+    if node.domain == INTERNAL:
+        return _attention_bias(edit, node)
+    if node.op not in _POINTWISE:
+        return False
+    expands = [edit.producer(name, "Expand") if name else None for name in node.inputs]
+    if not any(expands):
+        return False
+    inputs = [
+        name if expand is None else expand.inputs[0]
+        for name, expand in zip(node.inputs, expands, strict=True)
+    ]
+    out = edit.shape(node.outputs[0])
+    small = _broadcast_shape([edit.shape(name) for name in inputs if name])
+    if small is None or len(small) > len(out):
+        return False
+    if small == out:
+        edit.become(node, node.op, inputs, **node.attrs)
+        return True
+    if all(
+        expand is None or edit.uses(name) == 1
+        for name, expand in zip(node.inputs, expands, strict=True)
+    ):
+        inner = edit.insert(node.op, inputs, stem=node.outputs[0], **node.attrs)
+        edit.become(node, "Expand", [inner, edit.sizes(out)])
+        return True
+    return False
+
+
+def _attention_bias(edit: Editor, node: Node) -> bool:
+    """An attention's bias broadcasts."""
+    if node.op != "Attention" or len(node.inputs) < 4 or not node.inputs[3]:
+        return False
+    expand = edit.producer(node.inputs[3], "Expand")
+    if expand is None:
+        return False
+    edit.become(
+        node, "Attention", [*node.inputs[:3], expand.inputs[0]], domain=INTERNAL, **node.attrs
+    )
+    return True
+
+
+def _broadcast_shape(shapes: list[Shape]) -> Shape | None:
+    """The shape that these give together; None where sizes are not plainly equal."""
+    rank = max(len(s) for s in shapes)
+    result: list[Dim] = [1] * rank
+    for shape in shapes:
+        for i, size in enumerate(shape, rank - len(shape)):
+            if size == 1 or size == result[i]:
+                continue
+            if result[i] != 1:
+                return None
+            result[i] = size
+    return tuple(result)

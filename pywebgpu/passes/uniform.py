@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from ..graph import Node
+from .affine import affine
 from .edit import Editor
 
 _MOVES = {
     "Reshape", "Expand", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Tile",
     "Gather", "GatherND", "GatherElements", "Identity", "Split",
 }  # fmt: skip
-_COMPARE: dict[str, Callable[[float, float], bool]] = {
-    "Equal": lambda a, b: a == b,
-    "Less": lambda a, b: a < b,
-    "LessOrEqual": lambda a, b: a <= b,
-    "Greater": lambda a, b: a > b,
-    "GreaterOrEqual": lambda a, b: a >= b,
-    "And": lambda a, b: bool(a) and bool(b),
-    "Or": lambda a, b: bool(a) or bool(b),
-}
 _DEPTH = 12
 
 
@@ -33,6 +23,9 @@ def uniform(edit: Editor, name: str, depth: int = _DEPTH) -> float | None:
             return None
         first = array.ravel()[0]
         return float(first) if bool(np.all(array == first)) else None
+    found = affine(edit, name)
+    if found is not None and found.uniform and isinstance(found.base, int):
+        return float(found.base)
     node = edit.producers.get(name)
     if node is None or node.domain or depth == 0:
         return None
@@ -45,14 +38,6 @@ def _of_node(edit: Editor, node: Node, depth: int) -> float | None:
     if node.op == "ConstantOfShape":
         fill = node.attrs.get("value")
         return 0.0 if fill is None else float(fill.ravel()[0])
-    if node.op in _COMPARE:
-        a, b = (uniform(edit, name, depth) for name in node.inputs)
-        if a is not None and b is not None:
-            return float(_COMPARE[node.op](a, b))
-        return _bounded(edit, node, b) if b is not None else None
-    if node.op == "Not":
-        a = uniform(edit, node.inputs[0], depth)
-        return None if a is None else float(not a)
     if node.op == "Cast":
         a = uniform(edit, node.inputs[0], depth)
         to = edit.type(node.outputs[0]).dtype.numpy
@@ -62,32 +47,16 @@ def _of_node(edit: Editor, node: Node, depth: int) -> float | None:
         if condition is None:
             return None
         return uniform(edit, node.inputs[1 if condition else 2], depth)
+    if node.op == "GreaterOrEqual":
+        limit = uniform(edit, node.inputs[1], depth)
+        if limit is not None and limit <= 0 and _never_negative(edit, node.inputs[0]):
+            return 1.0
     return None
 
 
-def _bounded(edit: Editor, node: Node, limit: float) -> float | None:
-    """Positions compared with 0, as in "key position >= 0"."""
-    if not _never_negative(edit, node.inputs[0], _DEPTH):
-        return None
-    if (node.op == "GreaterOrEqual" and limit <= 0) or (node.op == "Greater" and limit < 0):
-        return 1.0
-    if (node.op == "Less" and limit <= 0) or (node.op == "LessOrEqual" and limit < 0):
-        return 0.0
-    return None
+def _never_negative(edit: Editor, name: str) -> bool:
+    """Positions, as in "key position >= 0"."""
+    from ..infer import symbolic
 
-
-def _never_negative(edit: Editor, name: str, depth: int) -> bool:
-    array = edit.constant(name)
-    if array is not None:
-        return array.size > 0 and array.size < 1 << 20 and bool(np.all(array >= 0))
-    node = edit.producers.get(name)
-    if node is None or node.domain or depth == 0:
-        return False
-    if node.op == "Range":
-        start, step = edit.scalar(node.inputs[0]), edit.scalar(node.inputs[2])
-        return start is not None and start >= 0 and step is not None and step > 0
-    if node.op in _MOVES:
-        return _never_negative(edit, node.inputs[0], depth - 1)
-    if node.op in ("Add", "Mul", "Max"):
-        return all(_never_negative(edit, i, depth - 1) for i in node.inputs)
-    return False
+    found = affine(edit, name)
+    return found is not None and all(symbolic.at_least(d, 0) for d in (found.base, *found.steps))
