@@ -1085,6 +1085,15 @@ class Function:
     f32x4_convert_i32x4_s = _op(0xFD0FA, "v", "v")
     f32x4_convert_i32x4_u = _op(0xFD0FB, "v", "v")
 
+    f64x2_floor = _op(0xFD075, "v", "v")
+    f64x2_trunc = _op(0xFD07A, "v", "v")
+    f64x2_add = _op(0xFD0F0, "vv", "v")
+    f64x2_sub = _op(0xFD0F1, "vv", "v")
+    f64x2_mul = _op(0xFD0F2, "vv", "v")
+    f64x2_div = _op(0xFD0F3, "vv", "v")
+    f32x4_demote_f64x2_zero = _op(0xFD05E, "v", "v")
+    f64x2_promote_low_f32x4 = _op(0xFD05F, "v", "v")
+
     # -- vectors: relaxed (only when `module.target.relaxed`) --------------------------------------
 
     i8x16_relaxed_swizzle = _op(0xFD100, "vv", "v")

@@ -340,15 +340,20 @@ def _simple_power(x: Scalar, y: float) -> Scalar | None:
 
 
 def mod(x: Scalar, y: Scalar) -> Scalar:
-    """Remainder with the divisor's sign; exact to a rounding of x / y below 2**24."""
-    r = x - unary(Op.FLOOR, x / y) * y
+    """Remainder with the divisor's sign; exact while |x / y| < 2**29."""
+    r = _unless_infinite(x, y, binary(Op.MOD, x, y))
     return select(_less(r * y, const(0.0)), r + y, r)
 
 
 def rem(x: Scalar, y: Scalar) -> Scalar:
-    """Remainder with the dividend's sign; see `mod`."""
-    r = x - unary(Op.TRUNC, x / y) * y
-    return select(_less(r * x, const(0.0)), r + _signed(_abs(y), x), r)
+    """Remainder with the dividend's sign; exact while |x / y| < 2**29."""
+    return _unless_infinite(x, y, binary(Op.REM, x, y))
+
+
+def _unless_infinite(x: Scalar, y: Scalar, r: Scalar) -> Scalar:
+    """A finite x divided by infinity leaves x."""
+    whole = binary(Op.AND, unary(Op.ISINF, y), _less(_abs(x), const(math.inf)))
+    return select(whole, x, r)
 
 
 def sign(x: Scalar) -> Scalar:

@@ -740,6 +740,35 @@ def _is_nan(f: Function) -> None:
     f.free_local(x)
 
 
+def _remainder(round_: Callable[[Function], None]) -> Callable[[Function], None]:
+    """[x, y] -> x - round(x / y) * y, in f64 so that the quotient is right, two lanes at a time."""
+
+    def emit(f: Function) -> None:
+        x, y, a, b = f.locals(V128, 4)
+        f.set(y)
+        f.set(x)
+        for half in ((2, 3, 2, 3), (0, 1, 0, 1)):
+            for whole, wide in ((x, a), (y, b)):
+                f.get(whole, whole)
+                f.i32x4_shuffle(*half)
+                f.f64x2_promote_low_f32x4()
+                f.set(wide)
+            f.get(a, a, b)
+            f.f64x2_div()
+            round_(f)
+            f.get(b)
+            f.f64x2_mul()
+            f.f64x2_sub()
+            f.f32x4_demote_f64x2_zero()
+        f.set(x)
+        f.set(y)
+        f.get(x, y)
+        f.i32x4_shuffle(0, 1, 4, 5)
+        f.free_local(x, y, a, b)
+
+    return emit
+
+
 def _sign_i32(f: Function) -> None:
     # Masks are -1: (x < 0) - (x > 0).
     x = f.local(V128)
@@ -774,6 +803,8 @@ _VECTOR: dict[tuple[Op, Type], Callable[[Function], None]] = {
     (Op.CEIL, _F): Function.f32x4_ceil,
     (Op.ROUND, _F): Function.f32x4_nearest,
     (Op.TRUNC, _F): Function.f32x4_trunc,
+    (Op.MOD, _F): _remainder(Function.f64x2_floor),
+    (Op.REM, _F): _remainder(Function.f64x2_trunc),
     (Op.EQ, _F): Function.f32x4_eq,
     (Op.LT, _F): Function.f32x4_lt,
     (Op.LE, _F): Function.f32x4_le,

@@ -82,7 +82,7 @@ class WasmtimeExecutor:
     ) -> None:
         """
         Args:
-            module: what `build_wasm` makes of the plan, or the same read from a bundle.
+            module: what `assemble` makes of the plan, or the same read from a bundle.
             weights: the weight space: `plan.weight_bytes` bytes, as anything with a buffer.
             threads: how many work on a run; more than 1 takes a module with threads.
             poison: fill all slots with garbage before each run, for tests.
