@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .codegen import wgsl
+from .codegen import wasm, wgsl
 from .codegen.caps import WasmCaps, WgslCaps
 from .codegen.dims import Dim, dim_max
 from .codegen.spec import KernelSpec, family
+from .codegen.wasm.asm import Target
+from .codegen.wasm.model import Call, ModelModule, Operand, Param, Slot, Weight, assemble
 from .codegen.wgsl.kernel import WgslKernel
 from .errors import UnsupportedError
 from .plan import Plan, WeightBuffer
@@ -28,9 +30,20 @@ class WasmCode:
     """The variants of a model's module, which share the layout of the parameter block."""
 
     modules: dict[str, bytes]
-    params: tuple[Any, ...]
+    params: tuple[Param, ...]
     weights_base: int
     scratch_per_thread: Dim
+
+    def module(self, variant: str) -> ModelModule:
+        """What a host needs to run that variant."""
+        caps = dict(WASM_VARIANTS)[variant]
+        return ModelModule(
+            self.modules[variant],
+            Target(relaxed=caps.relaxed, threads=caps.threads),
+            self.params,
+            self.weights_base,
+            self.scratch_per_thread,
+        )
 
 
 def _default(candidates: Sequence[Any], spec: KernelSpec, target: str) -> Any:
@@ -56,10 +69,6 @@ def wasm_code(
     progress: Callable[[str], None] | None = None,
 ) -> WasmCode:
     """The model's module in each of `variants` (all by default)."""
-    from .codegen import wasm
-    from .codegen.wasm.asm import Target
-    from .codegen.wasm.model import Call, Operand, Slot, Weight, assemble
-
     def place(number: int) -> Operand:
         buffer = plan.buffers[number]
         return Weight(buffer.offset) if isinstance(buffer, WeightBuffer) else Slot(buffer.slot)
@@ -70,7 +79,7 @@ def wasm_code(
     ]
     modules: dict[str, bytes] = {}
     scratch: list[Dim] = []
-    params: tuple[Any, ...] = ()
+    params: tuple[Param, ...] = ()
     base = 0
     for name, caps in WASM_VARIANTS:
         if variants is not None and name not in variants:

@@ -26,6 +26,7 @@ from .codegen import GENERATOR_VERSION
 from .codegen.codec import spec_from_json, spec_to_json
 from .codegen.dims import dim_from_json, dim_json
 from .codegen.spec import Storage
+from .codegen.wasm.model import Param, Scratch, Size, Slot
 from .codegen.wgsl.kernel import Binding, Pass, Role, WgslKernel
 from .errors import BundleError, InputError
 from .graph import DType
@@ -222,9 +223,7 @@ def _buffer_json(buffer: Buffer) -> dict[str, Any]:
 
 
 def _wasm_section(wasm: WasmCode) -> dict[str, Any]:
-    from .codegen.wasm.model import Scratch, Slot
-
-    def param(entry: Any) -> dict[str, Any]:
+    def param(entry: Param) -> dict[str, Any]:
         if isinstance(entry, Slot):
             return {"slot": entry.number}
         return {"scratch": True} if isinstance(entry, Scratch) else {"dim": dim_json(entry.dim)}
@@ -408,8 +407,6 @@ class Bundle:
 
     def wasm_code(self, variant: str) -> WasmCode:
         """One variant, with the layout of its parameter block."""
-        from .codegen.wasm.model import Scratch, Size, Slot
-
         section = self.manifest["wasm"]
         entry = self.wasm_variants().get(variant)
         if entry is None:
@@ -421,7 +418,7 @@ class Bundle:
                 remedy=_REDO,
             )
 
-        def param(data: dict[str, Any]) -> Any:
+        def param(data: dict[str, Any]) -> Param:
             if "slot" in data:
                 return Slot(data["slot"])
             return Scratch() if "scratch" in data else Size(dim_from_json(data["dim"]))

@@ -103,6 +103,7 @@ class Lowering:
         for name in graph.outputs:
             self._remaining[name] = self._remaining.get(name, 0) + 1
         self._interior = interior_values(graph)
+        self._users = graph.consumers()
         self._node: Node | None = None
 
     # -- the walk ------------------------------------------------------------------------------
@@ -168,6 +169,13 @@ class Lowering:
             len(reads) > MAX_VIRTUAL_OPERANDS
         ):
             self.materialise(value)
+
+    def feeds_pointwise(self, name: str) -> bool:
+        """A value's only reader computes elementwise, so it can take the value as an expression."""
+        from .elementwise import POINTWISE
+
+        users = self._users.get(name, [])
+        return len(users) == 1 and users[0].op in POINTWISE and name not in self.graph.outputs
 
     def _known(self, name: str) -> Value:
         """A shape computation that inference has already done."""

@@ -163,7 +163,7 @@ def lower_concat(lw: Lowering, node: Node) -> Value:
     kept = [(p, o) for p, o in zip(parts, offsets, strict=False) if p.shape[axis] != 0]
     if len(kept) == 1:
         return lw.alias(kept[0][0])
-    if _fill_parts(lw, kept):
+    if _fill_parts(lw, kept, node):
         return _filled(lw, dtype, shape, axis, kept)
 
     def read(c: Coordinates) -> Scalar:
@@ -190,10 +190,14 @@ def lower_concat(lw: Lowering, node: Node) -> Value:
     return lw.virtual(dtype, shape, read)
 
 
-def _fill_parts(lw: Lowering, parts: list[tuple[Value, Dim]]) -> bool:
-    """Kernels about to be emitted can write their part in place; worth it if few others remain."""
+def _fill_parts(lw: Lowering, parts: list[tuple[Value, Dim]], node: Node) -> bool:
+    """Whether kernels about to be emitted should write their part in place.
+
+    Each other part costs a copy, and a pointwise consumer could have done the joining itself.
+    """
     pending = sum(p.open is not None for p, _ in parts)
-    return pending > 0 and len(parts) - pending <= 1
+    rest = len(parts) - pending
+    return pending > 0 and (rest == 0 or rest == 1 and not lw.feeds_pointwise(node.outputs[0]))
 
 
 def _filled(

@@ -1,0 +1,238 @@
+"""`InferenceSession` on the desktop: a model or a bundle on the GPU (wgpu) or the CPU (wasmtime).
+
+The names are ONNX Runtime's, so that moving over is a change of import. In a page's Python the
+class of the same name in `executors/browser.py` takes its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .build import WasmCode, wasm_code, wgsl_kernels
+from .bundle import Bundle
+from .codegen.dims import dim_str
+from .codegen.wgsl.kernel import WgslKernel
+from .compile import Compiled, compile_model
+from .errors import DeviceError, InputError, PywebgpuError
+from .executors.base import Executor
+from .plan import Plan, Port
+
+Array = np.ndarray[Any, Any]
+
+PROVIDERS = ("webgpu", "wasm")
+
+_TYPES = {"float32": "float", "float64": "double"}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeArg:
+    """An input or output as ONNX Runtime describes it: `type` such as "tensor(float)", `shape`
+    of ints and symbols' names (or expressions over them)."""
+
+    name: str
+    type: str
+    shape: list[int | str]
+
+
+def _node_arg(port: Port) -> NodeArg:
+    name = _TYPES.get(port.dtype.value, port.dtype.value)
+    shape: list[int | str] = [d if isinstance(d, int) else dim_str(d) for d in port.shape]
+    return NodeArg(port.name, f"tensor({name})", shape)
+
+
+class _Code:
+    """Where a session's plan, code and weights come from: generated now, or read."""
+
+    def __init__(self, source: Compiled | Bundle) -> None:
+        self.source = source
+        self.plan: Plan = source.plan if isinstance(source, Compiled) else source.plan()
+
+    def wgsl(self) -> list[WgslKernel]:
+        if isinstance(self.source, Bundle):
+            return self.source.wgsl_kernels()
+        return wgsl_kernels(self.plan)
+
+    def wasm(self, variant: str) -> WasmCode:
+        if isinstance(self.source, Bundle):
+            return self.source.wasm_code(variant)
+        return wasm_code(self.plan, [variant])
+
+    def weights(self) -> bytes:
+        if isinstance(self.source, Bundle):
+            return self.source.weights()
+        return b"".join(self.source.weight_chunks())
+
+
+class InferenceSession:
+    """One model, ready to run. Not for use from several threads at once.
+
+    `provider` tells which of the providers runs it, `device` on what.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | bytes | Bundle | Any,
+        providers: Sequence[str] = PROVIDERS,
+        *,
+        threads: int | None = None,
+        adapter: str | int | None = None,
+        power_preference: str = "high-performance",
+    ) -> None:
+        """
+        Args:
+            model: an ONNX file or its bytes; a bundle, as a folder, a zip file or its bytes.
+            providers: "webgpu" and "wasm" in the order of preference. The first that works here is
+                taken, with a warning that says why those before it were not.
+            threads: for wasm; by default one per processor.
+            adapter: for webgpu: part of the adapter's name, or its number.
+            power_preference: for webgpu: "high-performance" or "low-power".
+
+        Raises:
+            ModelError, UnsupportedError, BundleError: the model cannot be read or compiled.
+            InputError: an option is wrong.
+            DeviceError: none of the providers works here.
+        """
+        wanted = [providers] if isinstance(providers, str) else list(providers)
+        _check_options(wanted, threads)
+        code = _Code(_open(model))
+        self._plan = code.plan
+        self._options = {"adapter": adapter, "power_preference": power_preference}
+        self._executor = self._start(code, wanted, threads)
+
+    def _start(self, code: _Code, providers: list[str], threads: int | None) -> Executor:
+        skipped: list[DeviceError] = []
+        for provider in providers:
+            try:
+                if provider == "webgpu":
+                    executor = self._webgpu(code)
+                else:
+                    executor = _wasm(code, threads)
+            except DeviceError as error:
+                skipped.append(error)
+                continue
+            for error in skipped:
+                warnings.warn(
+                    f"running on {provider} instead: {error}", RuntimeWarning, stacklevel=3
+                )
+            return executor
+        if len(skipped) == 1:
+            raise skipped[0]
+        raise DeviceError(
+            "no provider works here",
+            where="InferenceSession",
+            got="; ".join(map(str, skipped)),
+        )
+
+    def _webgpu(self, code: _Code) -> Executor:
+        from .executors.wgpu_executor import WgpuExecutor
+
+        options: Any = self._options
+        return WgpuExecutor(code.plan, code.wgsl(), code.weights(), **options)
+
+    @property
+    def provider(self) -> str:
+        return self._executor.provider
+
+    @property
+    def device(self) -> str:
+        return self._executor.device
+
+    @property
+    def plan(self) -> Plan:
+        return self._plan
+
+    def get_inputs(self) -> list[NodeArg]:
+        return [_node_arg(port) for port in self._plan.inputs]
+
+    def get_outputs(self) -> list[NodeArg]:
+        return [_node_arg(port) for port in self._plan.outputs]
+
+    def get_providers(self) -> list[str]:
+        return [self.provider]
+
+    def run(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]
+    ) -> list[Array]:
+        """The named outputs (None: all), in that order.
+
+        Raises:
+            InputError: a feed has a wrong name, shape, dtype or value.
+            DeviceError: the device failed or has not enough memory.
+        """
+        results = self._executor.run(input_feed, output_names)
+        names = [p.name for p in self._plan.outputs] if output_names is None else output_names
+        return [results[name] for name in names]
+
+    async def run_async(
+        self, feeds: Mapping[str, Any], output_names: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """The outputs by name, computed while other tasks go on. One run at a time."""
+        results = await asyncio.to_thread(self.run, output_names, feeds)
+        names = [p.name for p in self._plan.outputs] if output_names is None else output_names
+        return dict(zip(names, results, strict=True))
+
+    @classmethod
+    async def create(cls, model: Any, *args: Any, **options: Any) -> InferenceSession:
+        """The constructor for code that also runs in a page, where it has to be awaited."""
+        return await asyncio.to_thread(cls, model, *args, **options)
+
+    def close(self) -> None:
+        """Give threads and memory back."""
+        self._executor.close()
+
+    def __enter__(self) -> InferenceSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _check_options(providers: list[str], threads: int | None) -> None:
+    if not providers:
+        raise InputError("no providers are given", where="providers", expected=PROVIDERS)
+    for provider in providers:
+        if provider not in PROVIDERS:
+            raise InputError(
+                "unknown provider",
+                where="providers",
+                got=repr(provider),
+                expected=" or ".join(map(repr, PROVIDERS)),
+            )
+    if threads is not None and threads < 1:
+        raise InputError("not a number of threads", where="threads", got=threads, expected=">= 1")
+
+
+def _open(model: Any) -> Compiled | Bundle:
+    if isinstance(model, (Bundle, Compiled)):
+        return model
+    if isinstance(model, bytes):
+        return Bundle.load(model) if model[:4] == b"PK\x03\x04" else compile_model(model)
+    if isinstance(model, (str, os.PathLike)):
+        path = Path(model)
+        if path.is_dir() or path.suffix == ".zip":
+            return Bundle.load(path)
+    return compile_model(model)
+
+
+def _wasm(code: _Code, threads: int | None) -> Executor:
+    from .executors.wasmtime_executor import WasmtimeExecutor, default_threads
+
+    count = threads if threads is not None else default_threads()
+    names = ["relaxed-threads", "simd-threads"] if count > 1 else ["relaxed", "simd"]
+    problem: PywebgpuError | None = None
+    for name in names:
+        try:
+            module = code.wasm(name).module(name)
+            return WasmtimeExecutor(code.plan, module, code.weights(), threads=count)
+        except DeviceError as error:  # an engine without relaxed SIMD
+            problem = error
+    assert problem is not None
+    raise problem
