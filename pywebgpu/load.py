@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 
 from .codegen.dims import Dim, Expr, symbol
 from .errors import InputError, ModelError, UnsupportedError
-from .graph import Graph, Node, TensorType, outer_names
+from .graph import Graph, Node, TensorType, outer_names, subgraphs
 from .infer import Problems, infer_graph
 from .onnx_types import DTYPE_ATTRIBUTES, LATEST, OLDEST, array_of, dtype_of
 from .passes.upgrade import normalise_attributes, upgrade
@@ -32,12 +32,19 @@ _REMEDY_BROKEN = "Export the model again, or check that the file was copied comp
 _ONNX_DOMAINS = ("", "ai.onnx")
 
 
-def load(source: str | os.PathLike[str] | bytes | ModelProto, name: str = "") -> Graph:
+Source = str | os.PathLike[str] | bytes | ModelProto
+
+
+def load(
+    source: Source, name: str = "", fixed: Mapping[str, np.ndarray[Any, Any]] | None = None
+) -> Graph:
     """Read a model and type it completely.
 
     Args:
         source: path of an ONNX file, its bytes, or a parsed model.
         name: what to call the model; by default the file's stem or the graph's own name.
+        fixed: inputs that are to be constants, and their values. A model in which a shape
+            depends on the elements of an input can be compiled for given elements.
 
     Raises:
         InputError: no such file.
@@ -45,14 +52,17 @@ def load(source: str | os.PathLike[str] | bytes | ModelProto, name: str = "") ->
         UnsupportedError: some nodes can not be typed; the message lists them all.
     """
     problems = Problems()
-    graph = load_leniently(source, problems, name)
+    graph = load_leniently(source, problems, name, fixed)
     if problems.unsupported:
         raise combined(problems)
     return graph
 
 
 def load_leniently(
-    source: str | os.PathLike[str] | bytes | ModelProto, problems: Problems, name: str = ""
+    source: Source,
+    problems: Problems,
+    name: str = "",
+    fixed: Mapping[str, np.ndarray[Any, Any]] | None = None,
 ) -> Graph:
     """As `load`, but collects unsupported nodes in `problems` and carries on without them."""
     model, folder, stem = _read(source)
@@ -63,10 +73,37 @@ def load_leniently(
     _check(model, opsets, where)
     graph = _graph(model.graph, opsets, where, None)
     graph.name = name or stem or model.graph.name or "model"
-    infer_graph(graph, problems, upgrade)
-    graph.opsets[""] = LATEST
+    _fix(graph, fixed or {}, where)
+    version = opsets[""]
+    _newest(graph)
+    infer_graph(graph, problems, upgrade, version)
     graph.prune()
     return graph
+
+
+def _newest(graph: Graph) -> None:
+    """Say of a graph and its bodies that they follow the newest opset: rewriting sees to it."""
+    graph.opsets[""] = LATEST
+    for node in graph.nodes:
+        for body in subgraphs(node):
+            _newest(body)
+
+
+def _fix(graph: Graph, fixed: Mapping[str, np.ndarray[Any, Any]], where: str) -> None:
+    """Turn inputs into constants."""
+    for name, array in fixed.items():
+        at = f"{where} input '{name}'"
+        if name not in graph.inputs:
+            raise InputError("no such input", where=at, expected=", ".join(graph.inputs))
+        type_ = graph.types[name]
+        dims = [
+            d if isinstance(d, int) else n for d, n in zip(type_.shape, array.shape, strict=False)
+        ]
+        if array.ndim != len(type_.shape) or dims != list(array.shape):
+            raise InputError("wrong shape", where=at, got=array.shape, expected=type_)
+        graph.inputs.remove(name)
+        graph.constants[name] = array.astype(type_.dtype.numpy)
+        graph.types[name] = TensorType(type_.dtype, tuple(array.shape))
 
 
 def combined(problems: Problems) -> UnsupportedError:
@@ -434,6 +471,8 @@ def _attribute(
         return _graph(proto.g, opsets, where, graph)
     if kind == AttributeProto.GRAPHS:
         return [_graph(g, opsets, where, graph) for g in proto.graphs]
+    if kind == AttributeProto.TYPE_PROTO:
+        return proto.tp  # of operators for optional values, which inference reports
     raise ModelError("an attribute has no usable type", where=at, got=kind)
 
 

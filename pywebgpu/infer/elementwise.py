@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..codegen.dims import Dim
 from ..graph import DType, TensorType
+from ..onnx_types import dtype_of
 from . import elements as el
 from . import symbolic
 from .registry import Site, infers, like
@@ -15,7 +16,7 @@ _UNARY = (
     *("HardSigmoid", "HardSwish", "Mish", "Softplus", "Softsign", "Shrink", "Swish"),
     *("Identity", "BitwiseNot", "Not", "Softmax", "LogSoftmax", "Hardmax", "LpNormalization"),
     *("CumSum", "CumProd", "Trilu", "LRN", "InstanceNormalization", "GroupNormalization"),
-    *("MeanVarianceNormalization", "BatchNormalization"),
+    *("MeanVarianceNormalization"),
 )
 
 
@@ -73,6 +74,7 @@ def infer_like_first(site: Site) -> TensorType | list[TensorType]:
 def infer_cast(site: Site) -> TensorType:
     to = site.attr("to")
     if not isinstance(to, DType):
+        dtype_of(int(to or 0), site.node.where())  # raises: not one of ours
         raise site.error("attribute 'to' is missing")
     el.cast(site, to)
     return like(site.input(0), site.shape(0), to)

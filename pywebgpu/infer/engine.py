@@ -59,10 +59,14 @@ def infer_node(graph: Graph, node: Node) -> None:
 
 
 def infer_graph(
-    graph: Graph, problems: Problems | None = None, rewrite: Rewrite | None = None
+    graph: Graph,
+    problems: Problems | None = None,
+    rewrite: Rewrite | None = None,
+    version: int = 1 << 20,
 ) -> bool:
     """Type every value of `graph`, fold what is constant; returns whether nodes went or changed.
 
+    `rewrite` gets nodes that follow opset `version`; what it returns is in the newest form.
     With `problems`, unsupported nodes are collected there and inference goes on without them;
     otherwise the first one raises.
 
@@ -70,7 +74,6 @@ def infer_graph(
         ModelError: a node contradicts its inputs.
         UnsupportedError: see above.
     """
-    version = graph.opsets.get("", 0)
     todo: deque[tuple[Node, int]] = deque((node, version) for node in graph.nodes)
     done: list[Node] = []
     changed = False
@@ -97,7 +100,6 @@ def infer_graph(
                     changed = True
                     continue
             if new is not None:
-                # What a rewrite returns is in the newest form.
                 todo.extendleft((n, _NEWEST) for n in reversed(new))
                 changed = True
                 continue

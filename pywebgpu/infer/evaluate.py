@@ -159,5 +159,6 @@ def _with_reference(graph: Graph, node: Node) -> list[Any]:
         [helper.make_opsetid("", LATEST)],
     )
     feeds = {name: graph.constants[name] for name in node.inputs if name}
-    found = dict(zip(outputs, ReferenceEvaluator(function).run(None, feeds), strict=True))
+    results = ReferenceEvaluator(function).run(outputs, feeds, attributes={})
+    found = dict(zip(outputs, results, strict=True))
     return [found.get(name) for name in node.outputs]

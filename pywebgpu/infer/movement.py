@@ -405,7 +405,8 @@ def infer_reverse_sequence(site: Site) -> TensorType:
 @infers("OneHot")
 def infer_one_hot(site: Site) -> TensorType:
     index, values = site.input(0), site.input(2)
-    depth = site.sizes(1, "the depth")[0]
+    given = el.elements(site, 1)
+    depth = given.ravel()[0] if given is not None else site.sizes(1, "the depth")[0]
     axis = site.axis(site.attr("axis", -1), len(index.shape) + 1)
     return TensorType(values.dtype, (*index.shape[:axis], depth, *index.shape[axis:]))
 

@@ -159,6 +159,30 @@ def infer_layer_norm(site: Site) -> list[TensorType]:
     return [x, stat, stat][: max(1, len(site.node.outputs))]
 
 
+@infers("BatchNormalization")
+def infer_batch_norm(site: Site) -> TensorType:
+    if site.attr("training_mode", 0) or len(site.node.outputs) > 1:
+        raise UnsupportedError(
+            "batch normalisation in training mode is not supported",
+            where=site.node.where(),
+            remedy="Export the model in evaluation mode (model.eval())",
+        )
+    x = site.input(0)
+    if len(x.shape) > 1:
+        site.broadcast(site.shape(1), (x.shape[1],))
+    return x
+
+
+@infers("STFT")
+def infer_stft(site: Site) -> TensorType:
+    x = site.input(0)
+    step = site.sizes(1, "the step between frames")[0]
+    length: Dim = site.sizes(3, "the length of a frame")[0] if site.has(3) else site.shape(2)[0]
+    frames = floordiv(x.shape[1] - length, step) + 1
+    bins = floordiv(length, 2) + 1 if site.attr("onesided", 1) else length
+    return like(x, (x.shape[0], frames, bins, 2))
+
+
 @infers("Resize")
 def infer_resize(site: Site) -> TensorType:
     x = site.input(0)
