@@ -598,7 +598,7 @@ class Function:
         """Push all of `addr` but what can be an immediate offset, which is returned."""
         value = affine(addr)
         c = value.constant
-        if c > 0 and value.terms and all(k > 0 for k in value.terms.values()):
+        if 0 < c < 1 << 31 and value.terms and all(k > 0 for k in value.terms.values()):
             self._push_sum(Int(0, value.terms))
             return c
         self._push_sum(value)
