@@ -14,6 +14,7 @@ from .load import load
 from .lower import Lowering, lower
 from .memory import Memory, plan_memory
 from .passes.pipeline import optimise
+from .passes.siblings import merge_siblings
 from .plan import Buffer, Plan, Port, SlotBuffer, Step, WeightBuffer
 
 Progress = Callable[[str], None]
@@ -46,6 +47,8 @@ def compile_model(
     graph = model if isinstance(model, Graph) else load(model)
     say("optimising")
     optimise(graph)
+    if merge_siblings(graph):
+        graph.prune()
     say("lowering")
     lowering = lower(graph)
     memory = plan_memory(lowering.buffers, lowering.steps)
