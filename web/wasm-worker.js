@@ -7,7 +7,6 @@
  * @property {WebAssembly.Module} module
  * @property {WebAssembly.Memory} memory
  * @property {number} thread
- * @property {number} threads
  * @property {{generation: number, done: number}} control i32 indices of the host's counters
  * @property {boolean} tell say "done" by message, since the host cannot wait on memory
  */
@@ -46,17 +45,20 @@ async function instantiate(module) {
 /** @type {{[K in Message["kind"]]: (message: any) => Promise<void> | void}} */
 const HANDLERS = {
   /** @param {SharedStart} message */
-  async shared({ module, memory: shared, thread, threads, control, tell }) {
+  async shared({ module, memory: shared, thread, control, tell }) {
     memory = shared;
     const words = new Int32Array(memory.buffer, 0, 64);
-    // The host bumps the generation once per run, and only after every thread has said "done":
-    // starting from the value of a fresh memory, no run can be missed.
+    // The host changes this word once per run, and only after every thread of the last run has
+    // said "done": starting from the value of a fresh memory, no run can be missed. Its low four
+    // bits say how many threads take part; in one word, so that the two cannot be mixed up.
     let generation = 0;
     await instantiate(module);
     postMessage({ ready: true });
     for (;;) {
       Atomics.wait(words, control.generation, generation);
       generation = Atomics.load(words, control.generation);
+      const threads = generation & 15;
+      if (thread >= threads) continue;
       run(thread, threads);
       if (Atomics.add(words, control.done, 1) < threads - 1) continue;
       if (tell) postMessage({ done: true });

@@ -10,6 +10,7 @@ import { frame, outputBytes } from "./shapes.js";
 /** @typedef {import("./bundle.js").Bundle} Bundle */
 /** @typedef {import("./bundle.js").Manifest} Manifest */
 /** @typedef {import("./bundle.js").Unavailable} Unavailable */
+/** @typedef {import("./dims.js").Dim} Dim */
 /** @typedef {import("./shapes.js").Frame} Frame */
 /** @typedef {Float32Array | Int32Array | Uint16Array} Packed */
 
@@ -22,7 +23,13 @@ const READ_SLACK = 64;
 
 const PAGE = 65536;
 const MAX_PAGES = 65536;
-const MAX_THREADS = 8; // more threads wait for each other longer than they help
+const MAX_THREADS = 8; // more threads wait for each other longer than they help; at most 15
+const SHORT_MS = 5; // runs below this may be quicker on fewer threads
+
+// Warm-up: at least so long, at most so long once the weights are there, and at most so long.
+const SETTLED_MS = 20;
+const WARMUP_MS = 120;
+const LONGEST_WARMUP_MS = 2000;
 
 /**
  * Where everything lies for one set of shapes.
@@ -30,6 +37,7 @@ const MAX_THREADS = 8; // more threads wait for each other longer than they help
  * @property {Int32Array} params
  * @property {number[]} addresses per buffer of the plan
  * @property {number} pages
+ * @property {Trials} trials
  */
 
 /**
@@ -66,22 +74,64 @@ export function layout(manifest, run, threads) {
       "slot" in buffer ? slots[buffer.slot] : weights_base + buffer.weight,
     ),
     pages,
+    trials: new Trials(threads),
   };
 }
 
 /**
- * Sizes for a trial run when the caller's are not known yet: all symbols equal, as small as the
- * model allows. Null when nothing fits.
- * @param {Manifest} manifest
- * @returns {Frame | null}
+ * How many threads serve one set of shapes best. Threads wait for each other after every step, and
+ * in a small model that can cost more than the work: short runs are tried with fewer.
  */
-export function trialFrame(manifest) {
-  for (const size of [4, 16, 64, 224]) {
-    const run = frame(manifest, new Map(manifest.symbols.map((symbol) => [symbol, size])));
-    if (run.bufferBytes.every((bytes) => bytes > 0)) return run;
+class Trials {
+  /** @param {number} most */
+  constructor(most) {
+    this.best = most;
+    /** Still to be tried, twice each and in turn. */
+    this.left = [1, most >> 1, most].filter((n, i, all) => n > 0 && all.indexOf(n) === i);
+    this.left = this.left.length > 1 ? [...this.left, ...this.left] : [];
+    this.bestMs = Infinity;
   }
-  return null;
+
+  /** Threads for the next run. */
+  next() {
+    return this.left.at(-1) ?? this.best;
+  }
+
+  /** @param {number} ms what the run took */
+  took(ms) {
+    const threads = this.left.pop();
+    if (threads === undefined) return;
+    if (ms < this.bestMs) {
+      this.best = threads;
+      this.bestMs = ms;
+    }
+    if (ms > SHORT_MS) this.left = [];
+  }
 }
+
+/**
+ * Sizes for trial runs while the caller's are not known: the smallest that the model allows, and
+ * four times that, since kernels may treat few rows in another way.
+ * @param {Manifest} manifest
+ * @returns {Frame[]}
+ */
+export function trialFrames(manifest) {
+  const at = (/** @type {(symbol: string) => number} */ size) =>
+    frame(manifest, new Map(manifest.symbols.map((symbol) => [symbol, size(symbol)])));
+  if (!manifest.symbols.length) return [at(() => 0)];
+  // Some images are too small for some models: a size comes out as zero or below. One symbol at a
+  // time is small as well, so that two negative sizes cannot hide in a product.
+  const fits = (/** @type {number} */ small) =>
+    [at(() => small), ...manifest.symbols.map((one) => at((s) => (s === one ? small : 512)))].every(
+      ({ sizes }) => manifest.buffers.every(({ bytes }) => evaluate(unpadded(bytes), sizes) > 0),
+    );
+  const small = [1, 4, 16, 64, 256].find(fits);
+  return small ? [at(() => small), at(() => 4 * small)] : [];
+}
+
+/** A buffer's size without the lower bound that the plan may put on it. @param {Dim} bytes @returns {Dim} */
+const unpadded = (bytes) =>
+  Array.isArray(bytes) && bytes[0] === "max" && typeof bytes.at(-1) === "number" ? bytes[1] : bytes;
 
 export class WasmHost {
   provider = "wasm";
@@ -106,6 +156,8 @@ export class WasmHost {
     this.workers = Array.from({ length: this.threads }, (_, i) => this.#spawn(i));
     /** @type {WebAssembly.Memory | null} */
     this.memory = null;
+    this.generation = 0;
+    /** @type {Map<string, Layout>} */
     this.layouts = new Map();
     /** Key of the frame whose parameters are in memory. @type {string | null} */
     this.written = null;
@@ -166,8 +218,8 @@ export class WasmHost {
     const variant = this.#choose(manifest, unavailable);
     this.variant = variant.name;
     bundle.expect([variant.file, ...manifest.weights.shards]);
-    const trial = this.warmup ? trialFrame(manifest) : null;
-    const { pages } = layout(manifest, trial ?? emptyFrame(manifest), this.threads);
+    const trials = this.warmup ? trialFrames(manifest) : [];
+    const { pages } = layout(manifest, trials[0] ?? emptyFrame(manifest), this.threads);
     if (variant.threads) this.memory = reserve(pages);
     const started = bundle.read(variant.file).then((bytes) => this.#start(bytes, pages));
     // Shards may arrive before the module; without a shared memory they wait for the worker.
@@ -181,7 +233,7 @@ export class WasmHost {
     weights.then(() => (arrived = true), () => {});
     await started;
     // Speed does not depend on the weights' values: the trial runs use the time of their download.
-    const warm = trial ? this.#warmUp(trial, () => arrived) : null;
+    const warm = this.#warmUp(trials, () => arrived);
     await Promise.all([weights, warm]);
     return this;
   }
@@ -224,11 +276,11 @@ export class WasmHost {
     const ready = this.#messages(this.threads);
     const control = { generation: HOST_GENERATION, done: HOST_DONE };
     const tell = !("waitAsync" in Atomics);
-    const { memory, threads } = this;
+    const { memory } = this;
     this.workers.forEach((worker, thread) =>
       worker.postMessage(
         memory
-          ? { kind: "shared", module, memory, thread, threads, control, tell }
+          ? { kind: "shared", module, memory, thread, control, tell }
           : { kind: "own", module, pages },
       ),
     );
@@ -238,25 +290,28 @@ export class WasmHost {
   /**
    * Engines optimise a function after it has run for a while. Run until that shows, so that the
    * caller's first run is as quick as the later ones; while weights still arrive it costs nothing.
-   * @param {Frame} trial
+   * @param {Frame[]} trials
    * @param {() => boolean} arrived
    */
-  async #warmUp(trial, arrived) {
-    const inputs = this.#zeros(trial);
+  async #warmUp(trials, arrived) {
     const start = performance.now();
-    /** @type {number[]} */
-    const times = [];
-    for (let now = start; ; ) {
-      await this.run(trial, inputs);
-      const end = performance.now();
-      times.push(end - now);
-      now = end;
-      const spent = now - start;
-      if (spent > (arrived() ? WARMUP_MS : LONGEST_WARMUP_MS) && times.length > 1) return;
-      if (spent > SETTLED_MS && times.length >= 8) {
-        const [before, after] = [times.slice(-8, -4), times.slice(-4)].map((t) => Math.min(...t));
-        if (after > 0.93 * before && arrived()) return;
+    for (const [i, trial] of trials.entries()) {
+      const inputs = this.#zeros(trial);
+      const share = (i + 1) / trials.length;
+      /** @type {number[]} */
+      const times = [];
+      for (let now = performance.now(); ; ) {
+        await this.run(trial, inputs);
+        const end = performance.now();
+        times.push(end - now);
+        now = end;
+        const spent = now - start;
+        if (spent > share * (arrived() ? WARMUP_MS : LONGEST_WARMUP_MS)) break;
+        const [before, after] = [times.slice(-12, -6), times.slice(-6)].map((t) => Math.min(...t));
+        if (spent > share * SETTLED_MS && times.length >= 12 && after > 0.95 * before) break;
       }
+      // The next one is up to 16 times the work, for a model of sequences.
+      if (16 * Math.min(...times) > WARMUP_MS) return;
     }
   }
 
@@ -285,7 +340,7 @@ export class WasmHost {
   async #run(run, inputs) {
     if (this.dead) throw this.dead;
     const manifest = /** @type {Manifest} */ (this.manifest);
-    const { params, addresses, pages } = this.#layout(run);
+    const { params, addresses, pages, trials } = this.#layout(run);
     /** @type {[number, Packed | Int32Array][]} */
     const writes = manifest.inputs.map((port, i) => [addresses[port.buffer], inputs[i]]);
     if (this.written !== run.key) writes.push([PARAMS_BASE, params]);
@@ -296,7 +351,7 @@ export class WasmHost {
     ]);
     this.written = null;
     const results = this.memory
-      ? await this.#runShared(this.memory, pages, writes, reads)
+      ? await this.#runShared(this.memory, pages, writes, reads, trials)
       : await this.#runOwn(pages, writes, reads);
     this.written = run.key;
     return results;
@@ -318,8 +373,9 @@ export class WasmHost {
    * @param {number} pages
    * @param {[number, Packed][]} writes
    * @param {[number, number][]} reads
+   * @param {Trials} trials
    */
-  async #runShared(memory, pages, writes, reads) {
+  async #runShared(memory, pages, writes, reads, trials) {
     grow(memory, pages);
     for (const [address, { buffer, byteOffset, byteLength }] of writes) {
       const content = new Uint8Array(buffer, byteOffset, byteLength);
@@ -327,11 +383,14 @@ export class WasmHost {
     }
     const words = new Int32Array(memory.buffer, 0, 64);
     const told = "waitAsync" in Atomics ? null : this.#messages(1);
+    const threads = trials.next();
+    const start = performance.now();
     Atomics.store(words, HOST_DONE, 0);
-    Atomics.add(words, HOST_GENERATION, 1);
+    Atomics.store(words, HOST_GENERATION, (++this.generation << 4) | threads);
     Atomics.notify(words, HOST_GENERATION);
-    await (told ?? this.#allDone(words));
+    await (told ?? this.#allDone(words, threads));
     if (this.dead) throw this.dead;
+    trials.took(performance.now() - start);
     return reads.map(([address, bytes]) => {
       // A copy, and not a shared one: callers keep it, and most APIs refuse shared memory.
       const copy = new Uint8Array(bytes);
@@ -343,9 +402,10 @@ export class WasmHost {
   /**
    * Waits on the memory itself: 20 microseconds less than a message takes.
    * @param {Int32Array} words
+   * @param {number} threads
    */
-  async #allDone(words) {
-    for (let count = 0; (count = Atomics.load(words, HOST_DONE)) < this.threads; ) {
+  async #allDone(words, threads) {
+    for (let count = 0; (count = Atomics.load(words, HOST_DONE)) < threads; ) {
       await Atomics.waitAsync(words, HOST_DONE, count).value;
     }
   }
@@ -375,10 +435,6 @@ export class WasmHost {
     for (const reject of this.onDeath.splice(0)) reject(this.dead);
   }
 }
-
-const SETTLED_MS = 20;
-const WARMUP_MS = 150;
-const LONGEST_WARMUP_MS = 2000;
 
 /** Sizes of an empty run: what the weights alone need. @param {Manifest} manifest @returns {Frame} */
 function emptyFrame(manifest) {

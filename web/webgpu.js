@@ -4,7 +4,7 @@
 import { align, evaluate } from "./dims.js";
 import { DeviceError } from "./errors.js";
 import { outputBytes } from "./shapes.js";
-import { trialFrame } from "./wasm.js";
+import { trialFrames } from "./wasm.js";
 
 /** @typedef {import("./bundle.js").Bundle} Bundle */
 /** @typedef {import("./bundle.js").Manifest} Manifest */
@@ -73,7 +73,7 @@ export class GpuHost {
     weights.catch(() => {});
     const codes = await bundle.json(manifest.webgpu.file);
     this.pipelines = await this.#compile(device, codes, manifest);
-    const trial = this.warmup ? trialFrame(manifest) : null;
+    const [trial] = this.warmup ? trialFrames(manifest) : [];
     // Drivers finish their work on a pipeline when it is first used; weights may still arrive.
     if (trial) await this.run(trial, []);
     await weights;
