@@ -36,9 +36,32 @@ _HELPERS: dict[str, tuple[tuple[str, ...], str]] = {
                 "  return select(select(max(a, b), b, is_nan(b)), a, is_nan(a));\n}"),
     "sign_nan": (("is_nan",), "fn sign_nan(x: f32) -> f32 {\n"
                  "  return select(sign(x), x, is_nan(x));\n}"),
-    "mod_f32": ((), """\
+    # Long division in base two: each difference of neighbours within a factor of two is exact.
+    "rem_f32": (("is_inf", "is_nan", "bits_to_f32"), """\
+fn rem_f32(a: f32, b: f32) -> f32 {
+  if (is_nan(b) || is_nan(a) || is_inf(a) || b == 0.0f) {
+    return bits_to_f32(0x7fc00000u);
+  }
+  let least = abs(b);
+  var rest = abs(a);
+  var part = least;
+  while (part <= rest * 0.5f) {
+    part *= 2.0f;
+  }
+  loop {
+    if (rest >= part) {
+      rest -= part;
+    }
+    if (part <= least) {
+      break;
+    }
+    part *= 0.5f;
+  }
+  return select(rest, -rest, a < 0.0f);
+}"""),
+    "mod_f32": (("rem_f32",), """\
 fn mod_f32(a: f32, b: f32) -> f32 {
-  let r = a % b;
+  let r = rem_f32(a, b);
   return select(r, r + b, r != 0.0f && (r < 0.0f) != (b < 0.0f));
 }"""),
     "mod_i32": ((), """\
@@ -54,15 +77,16 @@ fn to_i32(x: f32) -> i32 {
   let whole = i32(clamp(select(x, 0.0f, is_nan(x)), -2147483648.0f, 2147483520.0f));
   return select(whole, 2147483647, x >= 2147483648.0f);
 }"""),
-    "pow_f32": (("is_nan", "bits_to_f32"), """\
+    "pow_f32": (("is_nan", "is_inf", "bits_to_f32"), """\
 fn pow_f32(x: f32, y: f32) -> f32 {
   // WGSL's pow is defined for x >= 0 only.
-  let size = pow(abs(x), y);
+  let limit = bits_to_f32(select(0u, 0x7f800000u, y < 0.0f));
+  let size = select(pow(abs(x), y), limit, x == 0.0f);
   let whole = floor(y) == y;
   let odd = whole && abs(y) < 16777216.0f && (i32(clamp(y, -16777216.0f, 16777216.0f)) & 1) == 1;
   let below = bitcast<u32>(x) >= 0x80000000u;
   var r = select(size, -size, below && odd);
-  r = select(r, bits_to_f32(0x7fc00000u), x < 0.0f && !whole);
+  r = select(r, bits_to_f32(0x7fc00000u), x < 0.0f && !whole && !is_inf(x));
   r = select(r, 1.0f, abs(x) == 1.0f && !is_nan(y) && (x > 0.0f || (whole && !odd)));
   r = select(r, x + y, is_nan(x) || is_nan(y));
   return select(r, 1.0f, y == 0.0f || x == 1.0f);
@@ -185,7 +209,7 @@ _HELP_F32 = {
     Op.ACOS: "acos_f32", Op.ATAN: "atan_f32", Op.SINH: "sinh_f32", Op.COSH: "cosh_f32",
     Op.ASINH: "asinh_f32", Op.ACOSH: "acosh_f32", Op.ATANH: "atanh_f32", Op.TANH: "tanh_f32",
     Op.ERF: "erf_f32", Op.POW: "pow_f32", Op.ISNAN: "is_nan", Op.ISINF: "is_inf",
-    Op.TO_I32: "to_i32",
+    Op.TO_I32: "to_i32", Op.REM: "rem_f32",
 }  # fmt: skip
 _CALL_I32 = {Op.ABS: "abs", Op.MIN: "min", Op.MAX: "max", Op.SIGN: "sign"}
 _HELP_I32 = {Op.DIV: "div_i32", Op.MOD: "mod_i32", Op.REM: "rem_i32"}
@@ -225,11 +249,16 @@ def literal(value: int | float | bool | None, type_: Type, helpers: Helpers) -> 
     return f"{helpers.need('bits_to_f32')}(0x{bits:08x}u)"
 
 
+_F32_MAX = struct.unpack("<f", b"\xff\xff\x7f\x7f")[0]
+
+
 def _shortest(value: float) -> str:
     """The shortest decimal that reads back as this f32."""
+    packed = struct.pack("<f", value)
     for digits in range(1, 10):
         text = f"{value:.{digits}g}"
-        if struct.pack("<f", float(text)) == struct.pack("<f", value):
+        # Rounded up, the largest f32 is past the range of f32.
+        if abs(float(text)) <= _F32_MAX and struct.pack("<f", float(text)) == packed:
             break
     return text if any(c in text for c in ".e") else f"{text}.0"
 
@@ -340,8 +369,9 @@ class Speller:
         if op is Op.TO_F32:
             return f"f32({x[0]})"
         if op is Op.TO_BOOL:
-            zero = "0.0f" if kind is Type.F32 else "0i"
-            return f"({x[0]} != {zero})"
+            if kind is Type.F32:  # by bits: NaN is true
+                return f"((bitcast<u32>({x[0]}) & 0x7fffffffu) != 0u)"
+            return f"({x[0]} != 0i)"
         if op in (Op.BITS_F32, Op.BITS_I32):
             return f"bitcast<{WGSL_TYPE[node.type]}>({x[0]})"
         if op is Op.TO_I32 and kind is Type.BOOL:
@@ -362,8 +392,8 @@ class Speller:
 
     def _float(self, node: Scalar, x: list[str]) -> str:
         op = node.op
-        if op is Op.DIV or op is Op.REM:
-            return f"({x[0]} {'/' if op is Op.DIV else '%'} {x[1]})"
+        if op is Op.DIV:
+            return f"({x[0]} / {x[1]})"
         if op in (Op.MIN, Op.MAX):
             return self._extreme(node, x)
         if op is Op.POW:

@@ -1,0 +1,199 @@
+"""Every WGSL candidate of every family against NumPy, odd sizes drawn by hypothesis, with what
+the adapter offers ("wgpu") and with what every device does ("wgpu-floor")."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pywebgpu.codegen import wgsl
+from pywebgpu.codegen.caps import WgslCaps
+from pywebgpu.codegen.scalar import axis, load
+from pywebgpu.codegen.spec import Map, ReduceOp, RowOp, Storage
+from tests.kernels import harness
+from tests.kernels.cases import (
+    Case,
+    attention_case,
+    batched_case,
+    conv_case,
+    map_case,
+    matmul_case,
+    one_of_each,
+    reduce_case,
+    row_case,
+)
+
+pytestmark = pytest.mark.wgpu
+each = pytest.mark.parametrize("executor", ["wgpu", "wgpu-floor"])
+few = settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+small = st.integers(1, 9)
+middle = st.integers(1, 70)
+seeds = st.integers(0, 1000)
+flags = st.booleans()
+
+
+def check(executor: str, case: Case, tolerance: float = 1e-5, seed: int | None = None) -> None:
+    """Sums of n terms may differ by some n roundings of their largest partial sum.
+
+    seed: draws three candidates, the default among them; None: all.
+    """
+    found = harness.space(executor, case.spec)
+    if seed is not None:
+        found = list(
+            dict.fromkeys([found[0], found[seed % len(found)], found[seed // 7 % len(found)]])
+        )
+    harness.check(
+        executor, case.spec, case.operands, case.args, case.out_size,
+        rtol=tolerance, atol=tolerance, candidates=found,
+    )  # fmt: skip
+
+
+@each
+@pytest.mark.parametrize(
+    ("name", "case"), list(one_of_each()), ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_one_of_each(executor: str, name: str, case: Case) -> None:
+    check(executor, case, 1e-4)
+
+
+@each
+@few
+@given(st.lists(small, min_size=1, max_size=4), flags, seeds)
+def test_map(executor: str, sizes: list[int], dynamic: bool, seed: int) -> None:
+    check(executor, map_case(tuple(sizes), dynamic=dynamic, seed=seed), seed=seed)
+
+
+@each
+@few
+@given(small, middle, small, st.sampled_from(ReduceOp), flags, flags, seeds)
+def test_reduce(
+    executor: str, n: int, length: int, more: int, op: ReduceOp, first: bool, dynamic: bool,
+    seed: int,
+) -> None:  # fmt: skip
+    if op is ReduceOp.PROD:
+        length, more = min(length, 9), min(more, 3)
+    case = reduce_case((n, 3), (length, more), op, first, dynamic=dynamic, seed=seed)
+    check(executor, case, 2e-5, seed)
+
+
+@each
+@few
+@given(small, middle, small, st.sampled_from(RowOp), flags, flags, seeds)
+def test_row(
+    executor: str, n: int, length: int, more: int, op: RowOp, first: bool, dynamic: bool, seed: int
+) -> None:
+    check(
+        executor,
+        row_case((n, 3), (length, more), op, first, dynamic=dynamic, seed=seed),
+        1e-4,
+        seed,
+    )
+
+
+@each
+@few
+@given(middle, middle, middle, flags, seeds)
+def test_matmul(executor: str, m: int, n: int, k: int, dynamic: bool, seed: int) -> None:
+    check(executor, matmul_case(m, n, k, dynamic=dynamic, seed=seed), 5e-5, seed)
+
+
+@each
+@few
+@given(st.lists(st.integers(1, 3), max_size=2), middle, middle, middle, flags, flags, flags, seeds)
+def test_batched(
+    executor: str, batch: list[int], m: int, n: int, k: int, a_t: bool, b_t: bool, dynamic: bool,
+    seed: int,
+) -> None:  # fmt: skip
+    check(
+        executor,
+        batched_case(tuple(batch), m, n, k, a_t, b_t, dynamic=dynamic, seed=seed),
+        5e-5,
+        seed,
+    )
+
+
+@each
+@few
+@given(
+    st.integers(1, 2), st.tuples(st.integers(5, 12), st.integers(5, 12)),
+    st.sampled_from([(3, 5, 1), (4, 8, 1), (8, 12, 4), (6, 6, 6), (8, 8, 8), (6, 9, 3), (1, 1, 1)]),
+    st.sampled_from([(1, 1), (3, 3), (1, 5), (5, 3)]),
+    st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    st.tuples(st.integers(0, 2), st.integers(0, 2)), flags, flags, seeds,
+)  # fmt: skip
+def test_conv(
+    executor: str, batch: int, size: tuple[int, int], channels: tuple[int, int, int],
+    kernel: tuple[int, int], stride: tuple[int, int], pad: tuple[int, int], first: bool,
+    dynamic: bool, seed: int,
+) -> None:  # fmt: skip
+    case = conv_case(
+        batch, size, *channels, kernel, stride, (1, 1), pad, first, dynamic=dynamic, seed=seed
+    )
+    check(executor, case, 5e-5, seed)
+
+
+@each
+@few
+@given(
+    st.integers(1, 2), st.sampled_from([(1, 1), (2, 2), (4, 2), (4, 1)]), st.integers(1, 40),
+    st.integers(1, 70), st.sampled_from([(8, 8), (64, 64), (10, 7), (24, 36), (128, 128)]), flags,
+    st.sampled_from(["", "some", "rows"]), flags, flags, seeds,
+)  # fmt: skip
+def test_attention(
+    executor: str, batch: int, heads: tuple[int, int], q_len: int, kv_len: int,
+    dims: tuple[int, int], causal: bool, mask: str, zero: bool, dynamic: bool, seed: int,
+) -> None:  # fmt: skip
+    case = attention_case(
+        batch, *heads, q_len, kv_len, *dims, causal, mask, zero, dynamic=dynamic, seed=seed
+    )
+    check(executor, case, 5e-5, seed)
+
+
+@pytest.mark.parametrize("name", ["map", "matmul", "batched", "conv", "depthwise", "attention"])
+def test_half_storage(name: str) -> None:
+    """f16 buffers: read as f32, computed as f32, rounded once."""
+    cases = {
+        "map": lambda: map_case((6, 8), half=True),
+        "matmul": lambda: matmul_case(20, 24, 40, half=True),
+        "batched": lambda: batched_case((2,), 9, 20, 8, False, True, half=True),
+        "conv": lambda: conv_case(1, (9, 9), 8, 12, 1, (3, 3), half=True),
+        "depthwise": lambda: conv_case(1, (9, 9), 8, 8, 8, (3, 3), half=True),
+        "attention": lambda: attention_case(1, 2, 2, 9, 20, 16, 16, half=True),
+    }
+    case = cases[name]()
+    kernel = wgsl.render(case.spec, harness.space("wgpu", case.spec)[0])
+    assert kernel.features == ("shader-f16",)
+    check("wgpu", case, 2e-3)
+
+
+def test_grid_beyond_one_dimension() -> None:
+    """More workgroups than a dispatch allows along one axis."""
+    count = 65536 * 64 + 5
+    spec = Map((count,), load(0, axis(0)) * 2.0, axis(0), (Storage.F32,), Storage.F32)
+    knobs = [k for k in wgsl.space(spec, WgslCaps()) if k.workgroup == 64 and k.repeat == 1][-1:]
+    x = np.arange(count, dtype=np.float32)
+    harness.check("wgpu", spec, [x], (), count, candidates=knobs)
+
+
+def test_split_products_are_offered() -> None:
+    """Long thin products are divided along k, in two passes."""
+    case = matmul_case(32, 32, 1024)
+    kernels = [wgsl.render(case.spec, k) for k in wgsl.space(case.spec, WgslCaps())]
+    assert any(len(k.passes) == 2 for k in kernels)
+
+
+def test_spaces_are_small_and_knobs_travel() -> None:
+    for _, case in one_of_each():
+        found = wgsl.space(case.spec, WgslCaps())
+        assert 0 < len(found) <= wgsl.MOST_CANDIDATES
+        assert len(set(found)) == len(found)
+        for knobs in found:
+            assert wgsl.knobs_from_json(case.spec, wgsl.knobs_json(knobs)) == knobs
+            names = {wgsl.render(case.spec, k).name for k in found}
+            assert len(names) == len(found), "a kernel's name carries its knobs"
