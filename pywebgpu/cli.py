@@ -179,6 +179,9 @@ def run(
         list[str] | None,
         typer.Option(metavar="NAME=FILE.npy", help="An input's values; repeatable."),
     ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads for wasm; by default one per processor.")
+    ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="Timed runs, after a first one.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of the random inputs.")] = 0,
     save: Annotated[
@@ -210,6 +213,7 @@ def run(
             compare=compare,
             repeat=repeat,
             seed=seed,
+            session_options={"threads": threads},
             progress=progress,
         )
     if save is not None:

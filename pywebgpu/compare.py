@@ -135,12 +135,13 @@ def run_model(
     output_names = [port.name for port in session.get_outputs()]
 
     times = []
-    for turn in range(repeat + 1):
-        tell("Running", turn, repeat + 1)
-        started = time.perf_counter()
-        results = session.run(output_names, all_feeds)
-        times.append((time.perf_counter() - started) * 1e3)
-    values = dict(zip(output_names, (np.asarray(result) for result in results), strict=True))
+    with session:
+        for turn in range(repeat + 1):
+            tell("Running", turn, repeat + 1)
+            started = time.perf_counter()
+            results = session.run(output_names, all_feeds)
+            times.append((time.perf_counter() - started) * 1e3)
+    values = dict(zip(output_names, results, strict=True))
 
     reference_ms = None
     expected: Mapping[str, Array] | None = None
@@ -156,8 +157,8 @@ def run_model(
     steady = times[1:]
     return RunReport(
         model=str(model),
-        provider=provider,
-        device=str(session.device),
+        provider=session.provider,
+        device=session.device,
         dims=sizes,
         inputs={name: f"{a.dtype}{list(a.shape)}" for name, a in all_feeds.items()},
         outputs=tuple(
@@ -207,9 +208,14 @@ def _complete_feeds(
     return sizes, {spec.name: given.get(spec.name, filled.get(spec.name)) for spec in specs}  # type: ignore[misc]
 
 
+def _is_bundle(model: Path) -> bool:
+    """A folder or a zip file; see `InferenceSession`."""
+    return model.is_dir() or model.suffix == ".zip"
+
+
 def _table_rows(model: Path) -> dict[str, int]:
     """See `feeds.table_rows`; a bundle no longer says what its inputs index."""
-    if model.is_dir():
+    if _is_bundle(model):
         return {}
     import onnx
 
@@ -217,7 +223,7 @@ def _table_rows(model: Path) -> dict[str, int]:
 
 
 def _require_onnx_file(model: Path) -> None:
-    if model.is_dir():
+    if _is_bundle(model):
         raise InputError(
             "ONNX Runtime cannot run a bundle",
             where=str(model),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .errors import BundleError, DeviceError, InputError, ModelError
+from .errors import DeviceError, InputError, ModelError
 
 _PACKAGES = ("onnx", "numpy", "jinja2", "wasmtime", "wgpu", "onnxruntime", "torch")
 _BROWSERS = ("chromium", "google-chrome", "firefox")
@@ -62,7 +61,7 @@ def _webgpu() -> dict[str, Any]:
 
 def describe(path: Path) -> dict[str, Any]:
     """An ONNX file or a bundle."""
-    if path.is_dir():
+    if path.is_dir() or path.suffix == ".zip":
         return _describe_bundle(path)
     if path.is_file():
         return _describe_onnx(path)
@@ -112,38 +111,23 @@ def _onnx_port(value: Any) -> dict[str, Any]:
 
 def _describe_bundle(path: Path) -> dict[str, Any]:
     """From the manifest; `pywebgpu run` checks the files against their hashes."""
-    file = path / "manifest.json"
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        steps = manifest["steps"]
-        return {
-            "kind": "bundle",
-            "path": str(path),
-            "name": manifest["name"],
-            "format_version": manifest["format_version"],
-            "generator_version": manifest["generator_version"],
-            "symbols": manifest["symbols"],
-            "inputs": [_bundle_port(port) for port in manifest["inputs"]],
-            "outputs": [_bundle_port(port) for port in manifest["outputs"]],
-            "steps": len(steps),
-            "kernels": len({step["kernel"] for step in steps}),
-            "weight_bytes": manifest["weights"]["bytes"],
-            "files": {name: entry["bytes"] for name, entry in sorted(manifest["files"].items())},
-        }
-    except OSError as error:
-        raise BundleError(
-            "is neither a bundle nor an ONNX file: no manifest.json can be read in it",
-            where=str(path),
-            got=error.strerror,
-            remedy="Make a bundle with `pywebgpu export MODEL.onnx -o BUNDLE`.",
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(
-            "the manifest is damaged",
-            where=str(file),
-            got=f"{type(error).__name__}: {error}",
-            remedy="Export the model again.",
-        ) from error
+    from .bundle import Bundle
+
+    manifest = Bundle.load(path).manifest
+    return {
+        "kind": "bundle",
+        "path": str(path),
+        "name": manifest["name"],
+        "format_version": manifest["format_version"],
+        "generator_version": manifest["generator_version"],
+        "symbols": manifest["symbols"],
+        "inputs": [_bundle_port(port) for port in manifest["inputs"]],
+        "outputs": [_bundle_port(port) for port in manifest["outputs"]],
+        "steps": len(manifest["steps"]),
+        "kernels": len({step["kernel"] for step in manifest["steps"]}),
+        "weight_bytes": manifest["weights"]["bytes"],
+        "files": {name: entry["bytes"] for name, entry in sorted(manifest["files"].items())},
+    }
 
 
 def _bundle_port(port: dict[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def call(*arguments: str | Path) -> tuple[int, str, str]:
 def assert_user_error(result: tuple[int, str, str], *mentions: str) -> None:
     code, out, err = result
     assert code == 2, f"exit code {code}: {out}{err}"
-    assert err.startswith("pywebgpu: error: ") or err.startswith("Usage: ")
+    assert err.startswith("pywebgpu: error: ")
     assert "Traceback" not in err
     assert len(err) < 4000
     for text in mentions:
