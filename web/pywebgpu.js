@@ -8,3 +8,12 @@ export { clearCache } from "./bundle.js";
 export { BundleError, DeviceError, InputError, PywebgpuError } from "./errors.js";
 export { InferenceSession } from "./session.js";
 export { Tensor } from "./tensor.js";
+
+// All that the modules above import, named here so that the browser asks for everything at once
+// instead of finding out file by file.
+import "./dims.js";
+import "./features.js";
+import "./schema.js";
+import "./shapes.js";
+import "./wasm.js";
+import "./webgpu.js";

@@ -175,6 +175,9 @@ export function unpack(bytes, storage, type, dims) {
   return new Tensor(type, data, dims);
 }
 
+/** @param {DataType} type @param {readonly number[]} dims */
+export const zeros = (type, dims) => new Tensor(type, new ARRAYS[type](product(dims)), dims);
+
 /**
  * @param {DataType} type
  * @param {Uint8Array<ArrayBuffer>} bytes a whole buffer

@@ -5,12 +5,11 @@
 import { align, evaluate } from "./dims.js";
 import { DeviceError } from "./errors.js";
 import { relaxedSimd, simd, threadsMissing } from "./features.js";
-import { frame, outputBytes } from "./shapes.js";
+import { frame, outputBytes, trialFrames } from "./shapes.js";
 
 /** @typedef {import("./bundle.js").Bundle} Bundle */
 /** @typedef {import("./bundle.js").Manifest} Manifest */
 /** @typedef {import("./bundle.js").Unavailable} Unavailable */
-/** @typedef {import("./dims.js").Dim} Dim */
 /** @typedef {import("./shapes.js").Frame} Frame */
 /** @typedef {Float32Array | Int32Array | Uint16Array} Packed */
 
@@ -108,30 +107,6 @@ class Trials {
     if (ms > SHORT_MS) this.left = [];
   }
 }
-
-/**
- * Sizes for trial runs while the caller's are not known: the smallest that the model allows, and
- * four times that, since kernels may treat few rows in another way.
- * @param {Manifest} manifest
- * @returns {Frame[]}
- */
-export function trialFrames(manifest) {
-  const at = (/** @type {(symbol: string) => number} */ size) =>
-    frame(manifest, new Map(manifest.symbols.map((symbol) => [symbol, size(symbol)])));
-  if (!manifest.symbols.length) return [at(() => 0)];
-  // Some images are too small for some models: a size comes out as zero or below. One symbol at a
-  // time is small as well, so that two negative sizes cannot hide in a product.
-  const fits = (/** @type {number} */ small) =>
-    [at(() => small), ...manifest.symbols.map((one) => at((s) => (s === one ? small : 512)))].every(
-      ({ sizes }) => manifest.buffers.every(({ bytes }) => evaluate(unpadded(bytes), sizes) > 0),
-    );
-  const small = [1, 4, 16, 64, 256].find(fits);
-  return small ? [at(() => small), at(() => 4 * small)] : [];
-}
-
-/** A buffer's size without the lower bound that the plan may put on it. @param {Dim} bytes @returns {Dim} */
-const unpadded = (bytes) =>
-  Array.isArray(bytes) && bytes[0] === "max" && typeof bytes.at(-1) === "number" ? bytes[1] : bytes;
 
 export class WasmHost {
   provider = "wasm";

@@ -3,8 +3,7 @@
 
 import { align, evaluate } from "./dims.js";
 import { DeviceError } from "./errors.js";
-import { outputBytes } from "./shapes.js";
-import { trialFrames } from "./wasm.js";
+import { outputBytes, trialFrames } from "./shapes.js";
 
 /** @typedef {import("./bundle.js").Bundle} Bundle */
 /** @typedef {import("./bundle.js").Manifest} Manifest */
