@@ -9,13 +9,24 @@ from __future__ import annotations
 import enum
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import __version__
-from .console import human_bytes, human_ms, print_facts, print_json, progress_bar, run_guarded
+from .console import (
+    EXIT_USER_ERROR,
+    human_bytes,
+    human_ms,
+    print_facts,
+    print_json,
+    progress_bar,
+    run_guarded,
+)
 from .errors import InputError
+
+if TYPE_CHECKING:
+    from .check import CheckReport
 
 app = typer.Typer(
     name="pywebgpu",
@@ -95,6 +106,66 @@ def _parse_dims(options: list[str]) -> dict[str, int]:
             )
         dims[name] = int(size)
     return dims
+
+
+@app.command()
+def check(model: ModelArgument, json: Json = False) -> None:
+    """Say what of an ONNX model will run where, what will not and why. Builds nothing.
+
+    Exit code 0: the model can be exported; 2: it cannot, for the reasons given.
+
+    \b
+    Examples:
+      pywebgpu check model.onnx
+      pywebgpu check model.onnx --json
+    """
+    from .check import check as check_model
+
+    _existing(model, "ONNX file")
+    report = check_model(model)
+    if json:
+        print_json(report.to_json())
+    else:
+        _print_check(report)
+    if not report.ok:
+        first = report.unsupported[0]
+        more = f" (and {count - 1} more)" if (count := len(report.unsupported)) > 1 else ""
+        print(
+            f"pywebgpu: error: {model}: cannot be compiled: {first.node}: {first.reason}{more}",
+            file=sys.stderr,
+        )
+        raise typer.Exit(EXIT_USER_ERROR)
+
+
+def _print_check(report: CheckReport) -> None:
+    """The report for people: ports, what runs, what does not, what to know."""
+    total = sum(report.operators.values())
+    print(f"{report.model}: {sum(report.nodes.values())} nodes as exported")
+    for kind, ports in (("input", report.inputs), ("output", report.outputs)):
+        for port in ports:
+            print(f"  {kind:<6} {port.name}: {port.dtype}[{', '.join(map(str, port.shape))}]")
+    print(f"  weights {human_bytes(report.weight_bytes)}")
+    if report.ok:
+        print(f"Runs whole, on webgpu and on wasm: {total} operators, before they become kernels")
+        for name, count in report.operators.items():
+            print(f"  {count:>4}  {name}")
+    else:
+        print("Does not run:")
+        for refusal in report.unsupported:
+            print(f"  {refusal.node}: {refusal.reason}")
+            if refusal.remedy:
+                print(f"    {refusal.remedy}")
+        if report.blocked:
+            print(f"Not judged, since they follow one of these: {len(report.blocked)} nodes")
+    for buffer in report.large_buffers:
+        print(
+            f"Note: '{buffer.name}' takes {human_bytes(buffer.bytes)}; some devices bind no more "
+            "than 134.2 MB at once"
+        )
+    for text in report.size_checks:
+        print(f"Checked at run time: {text}")
+    for text in report.remarks:
+        print(f"Note: {text}")
 
 
 @app.command()
