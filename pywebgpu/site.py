@@ -35,6 +35,7 @@ from typing import Any, Literal
 import jinja2
 
 from . import __version__
+from .codegen.dims import dim_from_json, dim_str
 from .console import human_bytes
 from .errors import BundleError, InputError
 from .vendored import PYODIDE, TOKENIZERS, NpmPackage, copy_files, package_folder
@@ -328,9 +329,10 @@ def _short(count: int) -> str:
     return human_bytes(count).replace(".0 ", " ")
 
 
-def _model_view(entry: Entry, stage: Path) -> dict[str, str]:
+def _model_view(entry: Entry, stage: Path) -> dict[str, Any]:
     """What templates see of a model; links are relative to the site's first folder."""
     return {
+        **_read_manifest(stage / "models" / entry.name),
         "name": entry.name,
         "title": entry.card.title,
         "label": entry.card.label,
@@ -339,18 +341,23 @@ def _model_view(entry: Entry, stage: Path) -> dict[str, str]:
         "href": f"{entry.name}.html",
         "bundle": f"models/{entry.name}/",
         "data": f"data/{entry.name}/",
-        "size": _short(_download_bytes(stage / "models" / entry.name)),
     }
 
 
-def _download_bytes(bundle: Path) -> int:
-    """Bytes that a page loads of a bundle before its first answer: weights and one target."""
+def _read_manifest(bundle: Path) -> dict[str, Any]:
+    """What a bundle's manifest tells a page's reader: inputs, outputs, symbols, size."""
     try:
         manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
         sizes = {name: int(file["bytes"]) for name, file in manifest["files"].items()}
+        # Loaded before the first answer: the weights and the code for one target.
         shards = sum(sizes[name] for name in manifest["weights"]["shards"])
         code = [sizes[variant["file"]] for variant in manifest["wasm"]["variants"]]
-        return shards + max(code, default=0)
+        return {
+            "inputs": [_port(port) for port in manifest["inputs"]],
+            "outputs": [_port(port) for port in manifest["outputs"]],
+            "symbols": [str(symbol) for symbol in manifest["symbols"]],
+            "size": _short(shards + max(code, default=0)),
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(
             "the manifest is not readable",
@@ -358,6 +365,12 @@ def _download_bytes(bundle: Path) -> int:
             got=repr(error),
             remedy="Export the model again.",
         ) from error
+
+
+def _port(port: dict[str, Any]) -> dict[str, Any]:
+    shape = [dim_str(dim_from_json(dim)) for dim in port["shape"]]
+    is_float = "float" in port["dtype"]
+    return {"name": port["name"], "type": port["dtype"], "shape": shape, "is_float": is_float}
 
 
 def _replace(stage: Path, target: Path) -> None:

@@ -212,13 +212,15 @@ def test_digits_with_touch_and_keyboard(site: Path, open_page: OpenPage) -> None
 
 
 def test_digits_switches_executors(site: Path, open_page: OpenPage) -> None:
+    """The software adapter of these tests is the last choice, but can be chosen."""
     page = open_page(site, "digits.html")
     wait_ready(page)
-    expect(page.locator("html")).to_have_attribute("data-provider", "webgpu")
+    expect(page.locator("html")).to_have_attribute("data-provider", "wasm")
+    expect(page.locator("#notes")).to_contain_text("WebGPU without a GPU")
     draw(page, DRAWINGS[7])
     expect(page.locator("#verdict")).to_have_text("7")
-    page.get_by_role("radio", name="WebAssembly").check()
-    expect(page.locator("html")).to_have_attribute("data-provider", "wasm", timeout=READY_MS)
+    page.get_by_role("radio", name="WebGPU").check()
+    expect(page.locator("html")).to_have_attribute("data-provider", "webgpu", timeout=READY_MS)
     expect(page.locator("[data-time=wasm]")).to_contain_text("ms")
     expect(page.locator("[data-time=webgpu]")).to_contain_text("ms")
     expect(page.locator("#verdict")).to_have_text("7")
@@ -282,7 +284,7 @@ def test_threads_can_be_turned_on_without_headers(site: Path, open_page: OpenPag
 def test_any_model(site: Path, open_page: OpenPage, provider: str) -> None:
     page = open_page(site, f"mini.html?provider={provider}")
     wait_ready(page)
-    expect(page.locator("#inputs tr")).to_have_count(2)
+    expect(page.get_by_role("region", name="Inputs").locator("tbody tr")).to_have_count(2)
     page.get_by_label("n", exact=True).fill("5")
     page.get_by_role("button", name="Run on random input").click()
     expect(page.locator("#result")).to_contain_text("y 5")
@@ -302,6 +304,26 @@ def test_a_missing_bundle_is_said_on_the_page(
     expect(page.locator("#alert")).to_contain_text("manifest.json", timeout=READY_MS)
     expect(page.locator("html")).to_have_attribute("data-state", "failed")
     page.close()
+
+
+# ---------------------------------------------------------------- Python
+
+
+@pytest.mark.slow
+def test_python_page(open_page: OpenPage, tmp_path: Path) -> None:
+    """The program that the page comes with runs; an error is shown with its traceback."""
+    if not (Path(__file__).parents[2] / "node_modules" / "pyodide").is_dir():
+        pytest.skip("Pyodide is not installed (npm ci)")
+    out = build_site([EXAMPLES / "digits" / "digits.onnx"], tmp_path / "out", pyodide="local")
+    page = open_page(out, "python.html")
+    page.get_by_role("button", name="Run").click()
+    page.wait_for_selector("html[data-run=done]", timeout=READY_MS)
+    output = page.locator("#output").inner_text()
+    assert "out probabilities float32 1 10" in output
+    assert len(output.split()) == 4 + 2 + 5 + 10
+    page.locator("#code").fill("import pywebgpu\n1 / 0")
+    page.get_by_role("button", name="Run").click()
+    expect(page.locator("#output")).to_contain_text("ZeroDivisionError")
 
 
 # ---------------------------------------------------------------- semantic search

@@ -82,10 +82,20 @@ export function setBar(fill, share) {
   /** @type {HTMLElement} */ (fill).style.transform = `scaleX(${Math.min(1, Math.max(0, share))})`;
 }
 
-/** @returns {Provider[]} from the address (`?provider=wasm`), else all of them */
-function wantedProviders() {
+/**
+ * The executors to try, in order: from the address (`?provider=wasm`), else WebGPU first, unless the
+ * browser only emulates it on the processor, where WebAssembly is quicker to start and to run.
+ * @returns {Promise<{providers: Provider[], emulated: boolean}>}
+ */
+async function wantedProviders() {
   const wanted = new URLSearchParams(location.search).get("provider");
-  return PROVIDERS.filter((name) => !wanted || wanted === name);
+  const found = PROVIDERS.filter((name) => wanted === name);
+  if (found.length) return { providers: found, emulated: false };
+  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
+  const info = /** @type {{isFallbackAdapter?: boolean} | undefined} */ (adapter?.info);
+  return info?.isFallbackAdapter
+    ? { providers: [...PROVIDERS].reverse(), emulated: true }
+    : { providers: PROVIDERS, emulated: false };
 }
 
 /**
@@ -105,6 +115,7 @@ export class Runner {
   /** @type {Promise<unknown>} */
   #work = Promise.resolve();
   #onReady;
+  #emulated = false;
 
   /** @param {() => void} onReady */
   constructor(onReady) {
@@ -115,8 +126,10 @@ export class Runner {
   }
 
   /** Create the session on the best executor; errors are shown on the page. */
-  start() {
-    return this.#create(wantedProviders());
+  async start() {
+    const { providers, emulated } = await wantedProviders();
+    this.#emulated = emulated;
+    await this.#create(providers);
   }
 
   /**
@@ -229,6 +242,10 @@ export class Runner {
       if (name === "threads" && canIsolate()) item.append(button("Turn threads on", isolate));
       return item;
     });
+    if (this.#emulated) {
+      const why = "This browser emulates it on the processor, so WebAssembly is the first choice.";
+      items.push(make("li", {}, make("strong", {}, "WebGPU without a GPU: "), why));
+    }
     if (!items.length) items.push(make("li", {}, "Everything this device offers is in use."));
     if (isIsolatedByWorker()) {
       const how = "A service worker of this site isolates the page, for threads.";
@@ -352,7 +369,7 @@ function deviceName(info) {
 
 /** @param {Session["info"]} info */
 function howItRuns(info) {
-  if (info.provider === "webgpu") return "Compute shaders (WGSL)";
+  if (info.provider === "webgpu") return "WGSL shaders";
   const threads = info.threads === 1 ? "1 thread" : `${info.threads} threads`;
   return `${threads}, ${String(info.variant).includes("relaxed") ? "relaxed SIMD" : "SIMD"}`;
 }

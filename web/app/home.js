@@ -27,8 +27,11 @@ function threads() {
   const missing = threadsMissing();
   const cores = navigator.hardwareConcurrency || 1;
   if (missing === null) return { yes: true, reason: `Up to ${Math.min(cores, 8)} work together.` };
-  const first = missing.charAt(0).toUpperCase() + missing.slice(1);
-  return { yes: false, reason: `${first}. Models run on one thread.` };
+  const reason = globalThis.crossOriginIsolated
+    ? "This browser's WebAssembly has none. Models run on one."
+    : "The page is not cross-origin isolated: its server sends no headers for that. Models run on " +
+      "one thread, or on more once you turn them on there.";
+  return { yes: false, reason };
 }
 
 /** @type {Record<string, () => Finding | Promise<Finding>>} */

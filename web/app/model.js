@@ -6,77 +6,19 @@ import { Runner, element, make, median, milliseconds, showError } from "./common
 /** @typedef {{name: string, type: string, shape: (number | string)[]}} Port */
 
 const RUNS = 20;
-const DEFAULT_SIZES = new Map([["batch", 1]]);
-const DEFAULT_SIZE = 16;
 
 const form = element("form", HTMLFormElement);
-const dims = element("dims", HTMLElement);
 const status = element("status", HTMLElement);
 const result = element("result", HTMLElement);
 const runButton = element("run", HTMLButtonElement);
 const benchButton = element("bench", HTMLButtonElement);
 
 const runner = new Runner(() => {
-  if (!dims.childElementCount) describe();
   runButton.disabled = benchButton.disabled = false;
   run(1);
 });
 
 const isFloat = (/** @type {string} */ type) => type.includes("float");
-
-/** Fill the tables, and make a field for every size and value that is the visitor's to choose. */
-function describe() {
-  const { session } = runner;
-  if (!session) return;
-  fill("inputs", session.inputMetadata);
-  fill("outputs", session.outputMetadata);
-  const inputs = /** @type {Port[]} */ (session.inputMetadata);
-  const symbols = new Set(inputs.flatMap((p) => p.shape).filter((d) => typeof d === "string"));
-  for (const symbol of symbols) {
-    const size = DEFAULT_SIZES.get(symbol) ?? DEFAULT_SIZE;
-    dims.append(field(`dim-${symbol}`, symbol, size, 1));
-  }
-  for (const { name, type } of inputs) {
-    // Integers are often ids: one above the table's last row would be out of range.
-    if (!isFloat(type)) dims.append(field(`top-${name}`, `${name}, at most`, 1, 0));
-  }
-}
-
-/**
- * @param {string} id
- * @param {Port[]} ports
- */
-function fill(id, ports) {
-  element(id, HTMLElement).replaceChildren(
-    ...ports.map(({ name, type, shape }) =>
-      make(
-        "tr",
-        {},
-        make("td", {}, make("code", {}, name)),
-        make("td", {}, type),
-        make("td", { class: "number" }, shape.length ? shape.join(" × ") : "scalar"),
-      ),
-    ),
-  );
-}
-
-/**
- * @param {string} name
- * @param {string} label
- * @param {number} value
- * @param {number} min
- */
-function field(name, label, value, min) {
-  const input = make("input", {
-    type: "number",
-    name,
-    value: String(value),
-    min: String(min),
-    max: "1000000",
-    required: "",
-  });
-  return make("label", {}, label, input);
-}
 
 /** @param {string} name */
 const chosen = (name) => Number(new FormData(form).get(name));
