@@ -3,8 +3,6 @@ the adapter offers ("wgpu") and with what every device does ("wgpu-floor")."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
