@@ -58,8 +58,7 @@ def wgsl_kernels(plan: Plan) -> list[WgslKernel]:
     """One kernel per spec: legal on every WebGPU device."""
     caps = WgslCaps()
     return [
-        wgsl.render(spec, _default(wgsl.space(spec, caps), spec, "WebGPU"))
-        for spec in plan.kernels
+        wgsl.render(spec, _default(wgsl.space(spec, caps), spec, "WebGPU")) for spec in plan.kernels
     ]
 
 
@@ -69,6 +68,7 @@ def wasm_code(
     progress: Callable[[str], None] | None = None,
 ) -> WasmCode:
     """The model's module in each of `variants` (all by default)."""
+
     def place(number: int) -> Operand:
         buffer = plan.buffers[number]
         return Weight(buffer.offset) if isinstance(buffer, WeightBuffer) else Slot(buffer.slot)

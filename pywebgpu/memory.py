@@ -36,8 +36,6 @@ class Memory:
 def buffer_bytes(buffer: BufferInfo) -> Dim:
     """At least one vector: a device cannot bind nothing, even where a tensor is empty."""
     size = buffer.elements * buffer.storage.bytes
-    if isinstance(size, int):
-        return max(align(size, GRAIN), GRAIN)
     return dim_max(align(size, GRAIN), GRAIN)
 
 

@@ -118,9 +118,9 @@ class InferenceSession:
             except DeviceError as error:
                 skipped.append(error)
                 continue
-            for error in skipped:
+            for reason in skipped:
                 warnings.warn(
-                    f"running on {provider} instead: {error}", RuntimeWarning, stacklevel=3
+                    f"running on {provider} instead: {reason}", RuntimeWarning, stacklevel=3
                 )
             return executor
         if len(skipped) == 1:
@@ -158,9 +158,7 @@ class InferenceSession:
     def get_providers(self) -> list[str]:
         return [self.provider]
 
-    def run(
-        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]
-    ) -> list[Array]:
+    def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[Array]:
         """The named outputs (None: all), in that order.
 
         Raises:

@@ -52,7 +52,9 @@ def play(compiled: Compiled, feeds: Mapping[str, Any]) -> dict[str, Array]:
             result = reference.evaluate(spec, operands, args, target.size)
         except Exception as error:
             raise AssertionError(f"{step.label}: {error}\n{spec}") from error
-        written = result != np.iinfo(np.int64).min if result.dtype.kind == "i" else ~np.isnan(result)
+        written = (
+            result != np.iinfo(np.int64).min if result.dtype.kind == "i" else ~np.isnan(result)
+        )
         if result.dtype.kind != "i":
             # NaN is both "not written" and a legal result; assume the latter inside a full write.
             elements = np.count_nonzero(written)

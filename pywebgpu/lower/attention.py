@@ -10,7 +10,8 @@ from ..codegen.scalar import Scalar
 from ..codegen.spec import Attention, KernelSpec, Storage
 from ..errors import UnsupportedError
 from ..graph import INTERNAL, DType, Node
-from .engine import CHEAP_BROADCAST, Lowering, cost
+from .cost import CHEAP_BROADCAST, cost
+from .engine import Lowering
 from .index import Space
 from .matmul import contiguous_unit
 from .registry import lowers

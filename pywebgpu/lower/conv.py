@@ -147,7 +147,7 @@ def _as_product(
 
     if x.buffer is None:
         lw.materialise(x, channels_last(x.rank))
-    found = lw._find_view(x, Space((m, cin)), there)
+    found = lw.find_view(x, Space((m, cin)), there)
     if found is None or not channels_adjacent(found[1]):
         return None
     source, view = found

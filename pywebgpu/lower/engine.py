@@ -19,19 +19,28 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cmp_to_key
-from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
 
 from ..codegen import scalar as sc
-from ..codegen.dims import Atom, Dim, atom_dim, product, replace_atoms, symbol
+from ..codegen.dims import Atom, Dim, atom_dim, product, replace_atoms, substitute, symbol
 from ..codegen.scalar import Op, Scalar, Type
 from ..codegen.spec import KernelSpec, Map, Reduce, ReduceOp, Row, RowOp, Storage, View
 from ..errors import UnsupportedError
 from ..graph import DType, Graph, Node
-from .finish import close, larger, tidy_axes
-from .index import Linear, Space
+from .cost import (
+    CHEAP,
+    CHEAP_BROADCAST,
+    MAX_NODES,
+    MAX_OPERANDS,
+    MAX_VIRTUAL_OPERANDS,
+    cost,
+    loads,
+)
+from .finish import close, tidy_axes
+from .index import Space
+from .order import larger, period, preferred_order
 from .registry import LOWERINGS
 from .values import (
     Array,
@@ -45,41 +54,6 @@ from .values import (
     scalar_type,
 )
 from .weights import Weights
-
-MAX_OPERANDS = 7
-"""Buffers a kernel reads: WebGPU guarantees 8 storage buffers, and one is the output."""
-MAX_VIRTUAL_OPERANDS = 5
-MAX_NODES = 160
-CHEAP = 4.0
-"""Cost up to which a value with one load is recomputed by each consumer."""
-CHEAP_BROADCAST = 12.0
-"""Cost up to which a smaller value is recomputed for every element it is broadcast to."""
-
-_COSTS: dict[Op, float] = {
-    Op.LOAD: 2.0, Op.DIV: 2.0, Op.POW: 12.0, Op.EXP: 6.0, Op.LOG: 6.0, Op.ERF: 12.0, Op.TANH: 10.0,
-    Op.SQRT: 2.0, Op.RSQRT: 2.0, Op.SIN: 8.0, Op.COS: 8.0, Op.TAN: 10.0, Op.ASIN: 8.0,
-    Op.ACOS: 8.0, Op.ATAN: 8.0, Op.SINH: 10.0, Op.COSH: 10.0, Op.ASINH: 10.0, Op.ACOSH: 10.0,
-    Op.ATANH: 10.0, Op.UDIV: 2.0, Op.UMOD: 2.0, Op.CONST: 0.0, Op.AXIS: 0.0, Op.ARG: 0.0,
-    Op.ACC: 0.0,
-}  # fmt: skip
-
-
-def cost(expr: Scalar) -> float:
-    """Rough price of one element, in additions."""
-    total = 0.0
-    for node in sc.walk([expr]):
-        cheap = 0.25 if node.type is Type.I32 else 1.0
-        total += _COSTS.get(node.op, cheap)
-    return total
-
-
-def loads(*exprs: Scalar) -> dict[int, None]:
-    """Buffers read, in order of appearance."""
-    return {int(n.value or 0): None for n in sc.walk(exprs) if n.op is Op.LOAD}
-
-
-def storage_of(dtype: DType) -> Storage:
-    return dtype.storage
 
 
 class Lowering:
@@ -102,7 +76,9 @@ class Lowering:
                 self._remaining[name] = self._remaining.get(name, 0) + 1
         for name in graph.outputs:
             self._remaining[name] = self._remaining.get(name, 0) + 1
-        self._interior = interior_values(graph)
+        from . import regions
+
+        self._interior = regions.interior_values(graph)
         self._users = graph.consumers()
         self._node: Node | None = None
 
@@ -165,8 +141,10 @@ class Lowering:
         expr = space.simplify(self.read(value, space.axes))
         reads = loads(expr)
         costly = cost(expr) > CHEAP or len(reads) > 1
-        if (several and costly) or len(sc.walk([expr])) > MAX_NODES or (
-            len(reads) > MAX_VIRTUAL_OPERANDS
+        if (
+            (several and costly)
+            or len(sc.walk([expr])) > MAX_NODES
+            or (len(reads) > MAX_VIRTUAL_OPERANDS)
         ):
             self.materialise(value)
 
@@ -219,16 +197,7 @@ class Lowering:
 
     def outer(self, dim: Dim) -> Dim:
         """The inverse of `local`."""
-
-        def back(atom: Atom) -> Dim:
-            if isinstance(atom, str):
-                return atom_dim(self._arguments[int(atom[1:])])
-            parts = [self.outer(a) for a in atom.args]
-            from ..codegen.dims import _apply
-
-            return _apply(atom.op, parts)
-
-        return replace_atoms(dim, back)
+        return substitute(dim, {f"a{i}": atom_dim(a) for i, a in enumerate(self._arguments)})
 
     # -- values --------------------------------------------------------------------------------
 
@@ -364,9 +333,7 @@ class Lowering:
             self.materialise(value)
         return value.read(coordinates)
 
-    def broadcast(
-        self, value: Value, coordinates: Coordinates, shape: Sequence[Dim]
-    ) -> Scalar:
+    def broadcast(self, value: Value, coordinates: Coordinates, shape: Sequence[Dim]) -> Scalar:
         """The element of `value` that meets `coordinates` of a shape it broadcasts to."""
         skip = len(coordinates) - value.rank
         chosen: list[Scalar] = []
@@ -577,7 +544,7 @@ class Lowering:
         if not self._sole(value):
             # Others extend the same core: store the core's own result, which all can read.
             root = pending.core.root
-            assert root is not None and root.pending is not None
+            assert root is not None, "a core knows the value it was made for"
             if root is not value:
                 self._flush_to(root, None)
                 return
@@ -634,7 +601,7 @@ class Lowering:
                     if node.op is Op.AXIS:
                         at = core.priority[int(node.value or 0)]
                         if at > rank:
-                            rank, best = at, _period(core.space, atom)
+                            rank, best = at, period(core.space, atom)
             return rank, best
 
         keys = [significance(c) for c in pending.coordinates]
@@ -653,9 +620,7 @@ class Lowering:
 
     def emit(self, spec: KernelSpec, fixed: Sequence[int], buffer: int, label: str) -> None:
         """Append a kernel call whose loads name program buffers."""
-        spec, operands, arguments = close(
-            tidy_axes(spec), fixed, lambda b: self.buffers[b].storage
-        )
+        spec, operands, arguments = close(tidy_axes(spec), fixed, lambda b: self.buffers[b].storage)
         if len(operands) > MAX_OPERANDS:
             raise UnsupportedError(
                 f"a kernel would read {len(operands)} buffers", where=label, expected=MAX_OPERANDS
@@ -792,19 +757,19 @@ class Lowering:
         A copy is made where there is no such view, or none that the kernel accepts.
         """
         space = Space(extents)
-        found = self._find_view(value, space, coordinates)
+        found = self.find_view(value, space, coordinates)
         if found is None or not accept(found[1]):
             if value.buffer is None and value.constant is None:
                 self.materialise(value, order)
-                found = self._find_view(value, space, coordinates)
+                found = self.find_view(value, space, coordinates)
             if found is None or not accept(found[1]):
-                found = self._find_view(self.copy(value, order), space, coordinates)
+                found = self.find_view(self.copy(value, order), space, coordinates)
         if found is None:
-            found = self._find_view(self.copy(value), space, coordinates)
+            found = self.find_view(self.copy(value), space, coordinates)
         assert found is not None, "a row-major copy is always a view"
         return found
 
-    def _find_view(
+    def find_view(
         self, value: Value, space: Space, coordinates: Callable[[Coordinates], Coordinates]
     ) -> tuple[int, View] | None:
         if value.constant is not None:
@@ -848,99 +813,6 @@ def _literal(value: Any, kind: Type) -> Scalar:
     if kind is Type.F32:
         return sc.const(float(value), Type.F32)
     return sc.const(int(np.clip(int(value), -(2**31), 2**32 - 1)), Type.I32)
-
-
-def _period(space: Space, atom: Scalar) -> Dim:
-    """How many steps of the axis one step of this atom spans."""
-    if atom.op is Op.UDIV:
-        divisor = space.linear(atom.args[1])
-        inner = space.linear(atom.args[0])
-        below = max((1,), default=1)
-        for part in inner.terms:
-            return _period(space, part) * divisor.constant * below
-    if atom.op is Op.UMOD:
-        for part in space.linear(atom.args[0]).terms:
-            return _period(space, part)
-    return 1
-
-
-def preferred_order(space: Space, expr: Scalar, rank: int | None = None) -> tuple[int, ...]:
-    """The space's first `rank` axes in the order in which the widest load walks memory."""
-    axes = list(range(len(space.extents) if rank is None else rank))
-    best: list[tuple[int, Dim]] = []
-    for node in sc.walk([expr]):
-        if node.op is not Op.LOAD:
-            continue
-        form = space.linear(node.args[0])
-        found = [(i, s) for i in axes if (s := _stride(form, i)) != 0]
-        if len(found) > len(best):
-            best = found
-    # Broadcast axes keep their places.
-    places = [i for i, _ in best]
-    strides = dict(best)
-    moved = sorted(places, key=cmp_to_key(lambda i, j: larger(strides[i], strides[j])))
-    result = list(axes)
-    for place, axis in zip(places, moved, strict=True):
-        result[place] = axis
-    return tuple(result)
-
-
-def _stride(form: Linear, axis: int) -> Dim:
-    """The largest factor of any atom that the axis is in."""
-    best: Dim = 0
-    for atom, c in form.terms.items():
-        inside = any(n.op is Op.AXIS and n.value == axis for n in sc.walk([atom]))
-        if inside and (best == 0 or larger(c, best) < 0):
-            best = c
-    return best
-
-
-# -- the graph ahead ---------------------------------------------------------------------------
-
-REGION = 24
-"""Nodes that a value's consumers may span before they meet again."""
-
-
-def interior_values(graph: Graph) -> set[str]:
-    """Values with several consumers that need no buffer for it: all paths from them are pointwise
-    over one shape and meet in one value, as in x * sigmoid(x)."""
-    from .elementwise import POINTWISE
-
-    number = {id(node): i for i, node in enumerate(graph.nodes)}
-    users = {
-        name: [number[id(n)] for n in nodes] for name, nodes in graph.consumers().items()
-    }
-    outputs = set(graph.outputs)
-    interior: set[str] = set()
-
-    def region(start: str) -> set[str] | None:
-        shape = graph.types[start].shape
-        inside = {start}
-        queue: list[int] = []
-        for u in users[start]:
-            heappush(queue, u)
-        seen = set(queue)
-        for _ in range(REGION):
-            node = graph.nodes[heappop(queue)]
-            out = node.outputs[0]
-            if node.op not in POINTWISE or graph.types[out].shape != shape:
-                return None
-            if not queue:
-                return inside
-            if out in outputs:
-                return None
-            inside.add(out)
-            for u in users.get(out, []):
-                if u not in seen:
-                    seen.add(u)
-                    heappush(queue, u)
-        return None
-
-    for name, nodes in users.items():
-        if len(nodes) > 1 and name not in interior and name not in outputs:
-            if name in graph.types:
-                interior |= region(name) or set()
-    return interior
 
 
 def supported(node: Node) -> str | None:

@@ -7,30 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from functools import cmp_to_key
 from typing import Any
 
 from ..codegen import scalar as sc
 from ..codegen.dims import Dim, Expr, substitute, symbol, symbols
 from ..codegen.scalar import Op, Scalar
 from ..codegen.spec import KernelSpec, Map, Reduce, ReduceOp, Row, Storage, View
-from .index import Linear, Space, is_nonnegative, shift_axes
+from .index import Space, shift_axes
+from .order import by_stride
 
 _ARG_REDUCTIONS = {ReduceOp.ARGMIN, ReduceOp.ARGMAX, ReduceOp.ARGMIN_LAST, ReduceOp.ARGMAX_LAST}
-
-
-def larger(a: Dim, b: Dim) -> int:
-    """Comparison for sorting: -1 when `a` is provably the larger, 0 when it cannot be told."""
-    if a == b:
-        return 0
-    if is_nonnegative(a - b):
-        return -1
-    return 1 if is_nonnegative(b - a) else 0
-
-
-def by_stride(form: Linear, axes: Sequence[int]) -> list[int]:
-    """`axes` with the slowest first, as far as that can be told."""
-    return sorted(axes, key=cmp_to_key(lambda i, j: larger(form.coefficient(i), form.coefficient(j))))
 
 
 def tidy_axes(spec: KernelSpec) -> KernelSpec:
@@ -62,9 +48,7 @@ def tidy_axes(spec: KernelSpec) -> KernelSpec:
 def _main_load(value: Scalar) -> Scalar | None:
     """The index of the load that depends on the most axes."""
     loads = [n.args[0] for n in sc.walk([value]) if n.op is Op.LOAD]
-    return max(
-        loads, key=lambda i: sum(n.op is Op.AXIS for n in sc.walk([i])), default=None
-    )
+    return max(loads, key=lambda i: sum(n.op is Op.AXIS for n in sc.walk([i])), default=None)
 
 
 def _tidy(
@@ -112,9 +96,7 @@ def _tidy(
             count += 1
         shapes.append(tuple(shape))
     final = Space([e for g in shapes for e in g])
-    replaced = tuple(
-        final.simplify(shift_axes(r, lambda i: merged.get(i, zero))) for r in roots
-    )
+    replaced = tuple(final.simplify(shift_axes(r, lambda i: merged.get(i, zero))) for r in roots)
     return shapes, replaced
 
 

@@ -43,9 +43,7 @@ class Linear:
 
     def scalar(self) -> Scalar:
         """The expression, axes first, subtractions last: equal forms give equal scalars."""
-        axes = sorted(
-            (a for a in self.terms if a.op is Op.AXIS), key=lambda a: int(a.value or 0)
-        )
+        axes = sorted((a for a in self.terms if a.op is Op.AXIS), key=lambda a: int(a.value or 0))
         atoms = [*axes, *(a for a in self.terms if a.op is not Op.AXIS)]
         total: Scalar = sc.const(0)
         minus: list[Scalar] = []
@@ -329,7 +327,7 @@ class Space:
                 return q, self._rejoin(_sum([(m, g), (r, 1)]))
         divisor = sc.dim(d)
         if len(rest.terms) == 1 and rest.constant == 0:
-            (atom, c), = rest.terms.items()
+            ((atom, c),) = rest.terms.items()
             if c == 1 and atom.op is Op.UDIV:  # (x // a) // b = x // (a * b)
                 inner = self.linear(atom.args[1])
                 if not inner.terms:
@@ -356,7 +354,7 @@ class Space:
                 quotient = self._divmod(x, d.constant)[0]
                 if len(quotient.terms) != 1 or quotient.constant != 0:
                     continue
-                (partner, unit), = quotient.terms.items()
+                ((partner, unit),) = quotient.terms.items()
                 if unit == 1 and form.terms.get(partner) == c * d.constant:
                     left = {a: k for a, k in form.terms.items() if a not in (atom, partner)}
                     form = _sum([(Linear(left, form.constant), 1), (x, c)])

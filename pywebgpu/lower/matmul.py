@@ -63,9 +63,7 @@ def reshaped_constant(lw: Lowering, x: Value, shape: tuple[Dim, ...]) -> Value:
     return lw.constant(x.constant.reshape([int(s) for s in shape if isinstance(s, int)]), x.dtype)
 
 
-def packed(
-    lw: Lowering, dtype: DType, shape: tuple[Dim, ...], a: Value, matrix: Array
-) -> Value:
+def packed(lw: Lowering, dtype: DType, shape: tuple[Dim, ...], a: Value, matrix: Array) -> Value:
     """Product with a constant K x N matrix: all rows of `a` are one long batch-free operand."""
     k, n = matrix.shape
     rows = shape[:-1]
@@ -91,9 +89,7 @@ def _broadcast_rows(a: Value, rows: tuple[Dim, ...], c: Coordinates) -> Coordina
     return (*own, c[1])
 
 
-def _batched(
-    lw: Lowering, dtype: DType, shape: tuple[Dim, ...], a: Value, b: Value
-) -> Value:
+def _batched(lw: Lowering, dtype: DType, shape: tuple[Dim, ...], a: Value, b: Value) -> Value:
     """Both operands through views."""
     *lead, m, n = shape
     k = a.shape[-1]
@@ -303,5 +299,3 @@ def _as_matmul(
     split = [*lead, *(sizes[la] for la in rows), *(sizes[la] for la in columns)]
     order = [*batch, *rows, *columns]
     return transposed(lw, reshaped(lw, value, split), [order.index(la) for la in result])
-
-

@@ -12,7 +12,8 @@ from ..codegen.dims import Dim, dim_max, dim_min
 from ..codegen.scalar import Op, Scalar
 from ..errors import UnsupportedError
 from ..graph import DType, Node
-from .engine import MAX_VIRTUAL_OPERANDS, Lowering, convert
+from .cost import MAX_VIRTUAL_OPERANDS
+from .engine import Lowering, convert
 from .index import unravel
 from .registry import lowers
 from .values import Coordinates, Value, scalar_type
@@ -197,7 +198,7 @@ def _fill_parts(lw: Lowering, parts: list[tuple[Value, Dim]], node: Node) -> boo
     """
     pending = sum(p.open is not None for p, _ in parts)
     rest = len(parts) - pending
-    return pending > 0 and (rest == 0 or rest == 1 and not lw.feeds_pointwise(node.outputs[0]))
+    return pending > 0 and (rest == 0 or (rest == 1 and not lw.feeds_pointwise(node.outputs[0])))
 
 
 def _filled(
@@ -369,8 +370,10 @@ def lower_center_crop_pad(lw: Lowering, node: Node) -> Value:
 
         there, inside = [], sc.const(True)
         for i, size, offset in zip(c, x.shape, offsets, strict=True):
-            j = i + sc.const(int(offset)) if isinstance(offset, int) and offset >= 0 else (
-                i - sc.dim(-offset)
+            j = (
+                i + sc.const(int(offset))
+                if isinstance(offset, int) and offset >= 0
+                else (i - sc.dim(-offset))
             )
             low = sc.binary(Op.LE, sc.const(0), j)
             inside = sc.binary(Op.AND, inside, low)

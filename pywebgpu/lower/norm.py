@@ -110,9 +110,7 @@ def lower_layer_norm(lw: Lowering, node: Node) -> list[Value]:
     wanted = [bool(name) for name in node.outputs[1:3]]
     if any(wanted) and x.open is not None:
         lw.materialise(x)
-    results = [
-        layer_norm(lw, x, axis, op, eps, lw.optional(node, 1), lw.optional(node, 2))
-    ]
+    results = [layer_norm(lw, x, axis, op, eps, lw.optional(node, 1), lw.optional(node, 2))]
     if any(wanted):
         results += _statistics(lw, node, x, axis, eps, wanted)
     return results
@@ -166,7 +164,6 @@ def lower_skip_norm(lw: Lowering, node: Node) -> list[Value]:
     result = layer_norm(lw, total, x.rank - 1, op, eps, lw.optional(node, 2), shift)
     extra = [lw.alias(total) for name in node.outputs[3:4] if name]
     return [result, *extra]
-
 
 
 @lowers("InstanceNormalization")

@@ -19,9 +19,7 @@ def _window(node: Node, x: Value) -> Window:
     return window_of(node, [int(k) for k in node.attrs["kernel_shape"]], x.shape[2:])
 
 
-def _taps(
-    x: Value, window: Window, c: Coordinates, r: Coordinates
-) -> tuple[list[Scalar], Scalar]:
+def _taps(x: Value, window: Window, c: Coordinates, r: Coordinates) -> tuple[list[Scalar], Scalar]:
     there, inside = [c[0], c[1]], sc.const(True)
     for axis, step in enumerate(r):
         at, ok = tap(
@@ -59,9 +57,7 @@ def lower_max_pool(lw: Lowering, node: Node) -> Value | list[Value]:
         lead = sc.linear(there[:2], x.shape[:2])
         return lead * sc.dim(product(sizes)) + sc.linear(spatial, sizes)
 
-    chosen = lw.reduce(
-        DType.I64, shape, window.kernel, ReduceOp.ARGMAX, element, position
-    )
+    chosen = lw.reduce(DType.I64, shape, window.kernel, ReduceOp.ARGMAX, element, position)
     return [result, chosen]
 
 

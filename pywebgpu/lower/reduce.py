@@ -10,7 +10,7 @@ from ..codegen.scalar import Op, Scalar, Type
 from ..codegen.spec import ReduceOp
 from ..graph import DType, Node
 from .engine import Lowering, convert
-from .movement import axis_of, reshaped, replaced
+from .movement import axis_of, replaced, reshaped
 from .pool import over
 from .registry import lowers
 from .values import Coordinates, Value, scalar_type
@@ -75,15 +75,11 @@ def lower_reduce(lw: Lowering, node: Node) -> Value:
     count = product(x.shape[i] for i in axes)
     after = {
         "ReduceMean": lambda total: over(total, count),
-        "ReduceL2": lambda total: convert(
-            sc.unary(Op.SQRT, convert(total, Type.F32)), total.type
-        ),
+        "ReduceL2": lambda total: convert(sc.unary(Op.SQRT, convert(total, Type.F32)), total.type),
         "ReduceLogSum": lambda total: sc.unary(Op.LOG, total),
     }.get(node.op)
     if not axes:
-        return lw.pointwise(
-            dtype, shape, lambda v: (after or _same)((before or _same)(v)), x
-        )
+        return lw.pointwise(dtype, shape, lambda v: (after or _same)((before or _same)(v)), x)
     op = _OPS.get(node.op, ReduceOp.SUM)
     return reshaped(lw, over_axes(lw, x, axes, op, dtype, before, after), shape)
 
