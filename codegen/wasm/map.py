@@ -39,23 +39,38 @@ def space(spec: Map, caps: WasmCaps) -> list[Knobs]:
     """Lanes along the store first, then blocks and other axes."""
     spec = _normal(spec)
     rank = len(spec.shape)
-    loads = [n for n in sc.walk([spec.value]) if n.op is Op.LOAD]
-    store = [a for a in range(rank) if _is_one(coefficient(spec.index, a))]
-    along = [a for a in range(rank) if any(_is_one(coefficient(n.args[0], a)) for n in loads)]
-    found: dict[Knobs, None] = {}
+    nodes = sc.walk([spec.value])
+    loads = [n for n in nodes if n.op is Op.LOAD]
     long = [a for a in reversed(range(rank)) if not _short(spec, a)]
-    axes = [*(a for a in reversed(store) if a in long), *(a for a in long if a not in store)][:3]
-    for vector in axes:
+    store = [a for a in long if _is_one(coefficient(spec.index, a))]
+
+    def turned(axis: int) -> bool:
+        """Are loads contiguous along this axis, and scattered along the store's?"""
+        return any(
+            _is_one(coefficient(n.args[0], axis))
+            and all(_constant(coefficient(n.args[0], a)) not in (0, 1) for a in store)
+            for n in loads
+        )
+
+    found: dict[Knobs, None] = {}
+    for vector in store:
         size = spec.shape[vector]
-        if vector in store:
-            for other in along:
-                if other != vector and not _short(spec, other):
-                    found[Knobs(vector, 2, 1, other)] = None
+        for other in long:
+            if other != vector and turned(other):
+                found[Knobs(vector, 2, 1, other)] = None
         nested = 1 if rank == 1 or (isinstance(size, int) and size >= 512) else 2
+        # Short work gains from fewer turns of the loop.
+        wide = len(nodes) < 24 and not (isinstance(size, int) and size % 8 and size < 64)
         for n in dict.fromkeys((nested, 1, min(2, rank))):
-            for unroll in (1, 2) if vector in store else (1,):
+            for unroll in (2, 1) if wide else (1, 2):
                 found[Knobs(vector, n, unroll)] = None
-    if not axes:
+    # Lanes along another axis store element by element: worth it where that spares gathering.
+    spread = [a for a in long if a not in store and (not store or turned(a))]
+    for vector in spread[:2]:
+        found[Knobs(vector, 1)] = None
+        if rank > 1:
+            found[Knobs(vector, 2)] = None
+    if not found:
         found[Knobs(-1, min(2, rank))] = None
     return list(found)[:12]
 
@@ -105,8 +120,12 @@ def _normal(spec: Map) -> Map:
     )  # fmt: skip
 
 
+def _constant(c: Scalar | None) -> int | None:
+    return int(c.value or 0) if c is not None and c.op is Op.CONST else None
+
+
 def _is_one(c: Scalar | None) -> bool:
-    return c is not None and c.op is Op.CONST and c.value == 1
+    return _constant(c) == 1
 
 
 def _short(spec: Map, axis: int) -> bool:

@@ -83,18 +83,26 @@ _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 
 def exp(x: Scalar) -> Scalar:
     """Relative error below 2e-7; below -87 the result is 0, above 88.73 infinity."""
-    x = _clamp(x, -87.3, 89.0)
+    p, n_bits = _exp_parts(_clamp(x, -87.3, 89.0))
+    # 2 * 2**(n - 1), so that the largest n still has a finite scale.
+    return (p + p) * _float(binary(Op.SHL, n_bits + 126, const(23)))
+
+
+def exp_of_negative(x: Scalar) -> Scalar:
+    """`exp` for x <= 0 or NaN, a little cheaper: what a softmax needs."""
+    p, n_bits = _exp_parts(binary(Op.MAX, x, -87.6))
+    return p * _float(binary(Op.SHL, n_bits + 127, const(23)))
+
+
+def _exp_parts(x: Scalar) -> tuple[Scalar, Scalar]:
+    """(p, bits that end in n) with exp(x) = p * 2**n; a shift by 23 drops the other bits."""
     shifted = x * math.log2(math.e) + _MAGIC
     n = shifted - _MAGIC
     r = x - n * _LN2_HIGH
     r = r - n * _LN2_LOW
     p = _horner(r, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2,
                     1.6666665459e-1, 5.0000001201e-1))  # fmt: skip
-    p = p * (r * r) + r + 1.0
-    # 2 * 2**(n - 1), so that the largest n still has a finite scale. The shift drops all but the
-    # sum's low bits.
-    scale = _float(binary(Op.SHL, _bits(shifted) + 126, const(23)))
-    return (p + p) * scale
+    return p * (r * r) + r + 1.0, _bits(shifted)
 
 
 def log(x: Scalar) -> Scalar:

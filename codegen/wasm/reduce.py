@@ -56,7 +56,7 @@ def space(spec: Reduce, caps: WasmCaps) -> list[Knobs]:
     axes += [a for a in stores if a not in axes]
     found: dict[Knobs, None] = {}
     for axis in axes[:3]:
-        for unroll in (2, 1, 4):
+        for unroll in (4, 2, 1):  # enough running results to hide an addition's latency
             size = sizes[axis]
             if not isinstance(size, int) or size >= 4 * unroll:
                 found[Knobs(axis, unroll)] = None
@@ -129,9 +129,17 @@ class _Accumulator:
         self.float = spec.value.type is Type.F32
         self.best = f.local(V128)
         self.where = f.local(V128) if spec.op in _ARG else None
+        # min and max that keep a NaN take eight instructions on x86. The ones that may lose it
+        # take one, so NaNs are collected on the side, as lane masks (all ones is a NaN).
+        aside = self.float and spec.op in (ReduceOp.MIN, ReduceOp.MAX)
+        self.nan = f.local(V128) if aside else None
 
-    @property
-    def result(self) -> Local:
+    def finish(self) -> Local:
+        """The result, when all has been taken in."""
+        if self.nan is not None:
+            self.f.get(self.best, self.nan)
+            self.f.v128_or()
+            self.f.set(self.best)
         return self.where or self.best
 
     def begin(self) -> None:
@@ -144,12 +152,26 @@ class _Accumulator:
         else:
             f.i32x4_const(int(max(-(2.0**31), min(2.0**31 - 1, value))))
         f.set(self.best)
-        if self.where is not None:
-            f.zero(self.where)
+        for extra in (self.where, self.nan):
+            if extra is not None:
+                f.zero(extra)
 
     def add(self, number: Local | None) -> None:
         """Take in the vector on the stack; `number` is its place in the reduced space."""
         f = self.f
+        if self.nan is not None:
+            x = f.local(V128)
+            f.set(x)
+            f.get(self.best, x)
+            (f.f32x4_pmin if self.op is ReduceOp.MIN else f.f32x4_pmax)()
+            f.set(self.best)
+            f.get(x, x)
+            f.f32x4_ne()
+            f.get(self.nan)
+            f.v128_or()
+            f.set(self.nan)
+            f.free_local(x)
+            return
         if self.where is None:
             f.get(self.best)
             combine(self.op, self.float)(f)
@@ -247,7 +269,7 @@ def _across(
                 at: list[dict[int, IntLike]] = [{axis: v + 4 * k} for k in range(vectors)]
                 sums = _reduce(part, spec, lanes, at)
                 for each, acc in zip(at, sums, strict=True):
-                    with final.level(each, acc=acc.result):
+                    with final.level(each, acc=acc.finish()):
                         final.store(0, spec.final)
 
     if knobs.unroll > 1:
@@ -305,7 +327,7 @@ def _along(
             acc = _reduce(part, spec, lanes, [{}])[0]
         else:
             acc = _horizontal(part, spec, knobs, lanes, tail, {**coordinates, split: u})
-        with final.level({split: u}, acc=acc.result):
+        with final.level({split: u}, acc=acc.finish()):
             final.store(0, spec.final)
 
 
@@ -342,11 +364,13 @@ def _horizontal(
             with f.loop_range(r, None, end), tail.level({**coordinates, **at, axis: r}):
                 tail.push(spec.value)
                 single.add(None)
-    first = sums[0]
-    for acc in sums[1:]:
-        f.get(acc.best)
-        first.add(None)
-    fold_lanes(f, first.best, join)
-    f.get(single.best)
-    first.add(None)
-    return first
+    first, *more = [acc.finish() for acc in sums]
+    for other in more:
+        f.get(first, other)
+        join(f)
+        f.set(first)
+    fold_lanes(f, first, join)
+    f.get(first, single.finish())
+    join(f)
+    f.set(first)
+    return sums[0]

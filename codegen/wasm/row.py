@@ -31,6 +31,7 @@ from .loops import (
     spread_lane,
     walk,
 )
+from .math import exp_of_negative
 from .scalar import Lanes
 
 
@@ -66,8 +67,9 @@ def space(spec: Row, caps: WasmCaps) -> list[Knobs]:
     keep = spec.value.op is not Op.LOAD or spec.op in _SOFT
     found: dict[Knobs, None] = {}
     for axis in [a for a in axes if usable(a)][:2]:
-        for unroll in (2, 1, 4) if axis == last else (1,):
-            size = sizes[axis]
+        size = sizes[axis]
+        steps = (4, 2, 1) if isinstance(size, int) and size >= 256 else (2, 4, 1)
+        for unroll in steps if axis == last else (1,):
             if not isinstance(size, int) or size >= 4 * unroll:
                 found[Knobs(axis, unroll, keep)] = None
                 found[Knobs(axis, unroll, not keep)] = None
@@ -184,7 +186,8 @@ class _Rows:
     def _softmax(self) -> None:
         f, log = self.f, self.spec.op is RowOp.LOG_SOFTMAX
         value = [self.spec.value]
-        top = self._fold(value, self._value, Function.f32x4_max, -math.inf, keep=True)
+        # The one-instruction maximum may lose a NaN; the sum of exponentials brings it back.
+        top = self._fold(value, self._value, Function.f32x4_pmax, -math.inf, keep=True)
 
         x = f.local(V128)
 
@@ -410,5 +413,5 @@ class _Rows:
                     f.assign(kept, kept + 4)
 
 
-_EXP = sc.unary(Op.EXP, sc.acc(Type.F32))
+_EXP = exp_of_negative(sc.acc(Type.F32))
 _LOG = sc.unary(Op.LOG, sc.acc(Type.F32))
