@@ -23,7 +23,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 from .codegen.dims import Dim, Expr, symbol
 from .errors import InputError, ModelError, UnsupportedError
 from .graph import Graph, Node, TensorType, outer_names, subgraphs
-from .infer import Problems, infer_graph
+from .infer import DataDependent, Problems, infer_graph, unbound_sizes
 from .onnx_types import DTYPE_ATTRIBUTES, LATEST, OLDEST, array_of, dtype_of
 from .passes.upgrade import normalise_attributes, upgrade
 
@@ -74,10 +74,18 @@ def load_leniently(
     graph = _graph(model.graph, opsets, where, None)
     graph.name = name or stem or model.graph.name or "model"
     _fix(graph, fixed or {}, where)
-    version = opsets[""]
+    version = problems.opset = opsets[""]
     _newest(graph)
     infer_graph(graph, problems, upgrade, version)
     graph.prune()
+    for node, size in unbound_sizes(graph):
+        error = DataDependent(
+            "the size of an output depends on data",
+            where=node.where(),
+            got=size,
+            remedy="Cut the model before this node, or fix the input that decides it",
+        )
+        problems.unsupported.append((node, error))
     return graph
 
 
@@ -346,6 +354,15 @@ def _graph(proto: GraphProto, opsets: dict[str, int], where: str, outer: Graph |
     return graph
 
 
+def convert_nodes(
+    proto: GraphProto,
+) -> tuple[list[Node], dict[str, tuple[np.ndarray[Any, Any], TensorType]]]:
+    """The nodes and initializers of a graph of opset `LATEST`, untyped."""
+    graph = _graph(proto, {"": LATEST}, "function", Graph("", [], [], [], {}, {}, {}))
+    constants = {k: (v, graph.types[k]) for k, v in graph.constants.items()}
+    return graph.nodes, constants
+
+
 def _type(name: str, proto: TypeProto, where: str) -> TensorType:
     if not proto.HasField("tensor_type"):
         raise UnsupportedError(
@@ -562,4 +579,4 @@ def _prefix(nodes: list[Node]) -> Iterable[tuple[set[str], Node]]:
         seen.update(node.outputs)
 
 
-__all__ = ["combined", "load", "load_leniently"]
+__all__ = ["combined", "convert_nodes", "load", "load_leniently"]

@@ -12,7 +12,7 @@ from .errors import ModelError, UnsupportedError
 from .graph import DType, Graph, Node
 
 LATEST = 28
-OLDEST = 7
+OLDEST = 6
 """Opsets of the default domain that are read; nodes of a loaded graph follow `LATEST`."""
 
 ELEMENT_TYPES: dict[int, DType] = {

@@ -1,7 +1,7 @@
 """Types, shapes and known sizes of every value; see `engine.infer_graph`."""
 
 from . import control, elementwise, movement, neural, reduce
-from .engine import Problems, infer_graph, infer_node
+from .engine import Problems, infer_graph, infer_node, unbound_sizes
 from .registry import DataDependent
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "movement",
     "neural",
     "reduce",
+    "unbound_sizes",
 ]

@@ -16,7 +16,7 @@ _UNARY = (
     *("HardSigmoid", "HardSwish", "Mish", "Softplus", "Softsign", "Shrink", "Swish"),
     *("Identity", "BitwiseNot", "Not", "Softmax", "LogSoftmax", "Hardmax", "LpNormalization"),
     *("CumSum", "CumProd", "Trilu", "LRN", "InstanceNormalization", "GroupNormalization"),
-    *("MeanVarianceNormalization"),
+    "MeanVarianceNormalization",
 )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..codegen.dims import Expr
+from ..codegen.dims import Expr, symbols
 from ..errors import ModelError, UnsupportedError
 from ..graph import Graph, Node, TensorType, outer_names, subgraphs
 from . import symbolic
@@ -30,6 +30,8 @@ class Problems:
     """What was found wrong, so that it can be reported together."""
 
     unsupported: list[tuple[Node, UnsupportedError]] = field(default_factory=list)
+    opset: int = 0
+    """The model's own, of the default domain."""
     blocked: list[Node] = field(default_factory=list)
     """Nodes that could not be typed because of an unsupported one before them."""
 
@@ -120,6 +122,21 @@ def infer_graph(
 
 _NEWEST = 1 << 20
 _CONSTANT_OPS = {"Constant"}
+
+
+def unbound_sizes(graph: Graph) -> list[tuple[Node, str]]:
+    """Nodes that bring in sizes which no input has, with one of them: known once they have run."""
+    bound = {s for name in graph.inputs for dim in graph.types[name].shape for s in symbols(dim)}
+    found = []
+    for node in graph.nodes:
+        for name in filter(None, node.outputs):
+            type_ = graph.types.get(name)
+            new = [s for dim in (type_.shape if type_ else ()) for s in symbols(dim)]
+            new = [s for s in new if s not in bound]
+            if new:
+                found.append((node, new[0]))
+                bound.update(new)
+    return found
 
 
 def _enter(graph: Graph, body: Graph) -> None:

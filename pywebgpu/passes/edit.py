@@ -96,7 +96,8 @@ class Editor:
             if self._renamed:
                 rename(node, self._renamed)
             self._dropped = False
-            yield node
+            if all(name in self.graph.types for name in node.outputs if name):
+                yield node  # others follow something unsupported: nothing is known of them
             if not self._dropped:
                 self._done.append(node)
 

@@ -10,6 +10,7 @@ from .activations import fuse_activations
 from .attention import fuse_attention
 from .batchnorm import fold_batch_norm
 from .cse import share
+from .decompose import decompose
 from .gathers import simplify_gathers
 from .norms import fuse_norms
 from .simplify import simplify
@@ -47,6 +48,8 @@ def optimise(graph: Graph) -> Graph:
     for run_pass in FUSING:
         if run_pass(graph):
             clean(graph)
+    if decompose(graph):
+        clean(graph)
     return graph
 
 

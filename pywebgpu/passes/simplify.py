@@ -26,7 +26,7 @@ _WHOLE = ("Slice", "Expand", "Tile", "Pad", "Resize", "Reshape")
 def simplify(graph: Graph) -> bool:
     edit = Editor(graph)
     for node in edit.sweep():
-        if node.domain and node.domain != INTERNAL:
+        if (node.domain and node.domain != INTERNAL) or not node.outputs[0]:
             continue
         for rule in (_movement, _arithmetic, _decided, _broadcast):
             if rule(edit, node):

@@ -74,6 +74,31 @@ def _axes(graph: Graph, node: Node) -> list[Node]:
     return [node]
 
 
+@upgrades(
+    "Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Equal", "Greater", "Less", before=7
+)  # fmt: skip
+def _aligned(graph: Graph, node: Node) -> list[Node]:
+    """The second operand's axes began at `axis` of the first, instead of ending with the last."""
+    axis = node.attrs.pop("axis", None)
+    if not node.attrs.pop("broadcast", 0) or axis is None:
+        return [node]
+    a, b = (len(graph.types[name].shape) for name in node.inputs)
+    behind = a - b - (axis + a if axis < 0 else axis)
+    if behind <= 0:
+        return [node]
+    shifted = graph.fresh(node.inputs[1])
+    axes = _ints(graph, node, "axes", range(b, b + behind))
+    first = Node("Unsqueeze", [node.inputs[1], axes], [shifted], name=shifted)
+    node.inputs[1] = shifted
+    return [first, node]
+
+
+@upgrades("Gemm", before=7)
+def _gemm(graph: Graph, node: Node) -> list[Node]:
+    node.attrs.pop("broadcast", None)
+    return [node]
+
+
 @upgrades("Clip", before=11)
 def _clip(graph: Graph, node: Node) -> list[Node]:
     for index, name in ((1, "min"), (2, "max")):
@@ -153,6 +178,8 @@ def _batch_norm(graph: Graph, node: Node) -> list[Node]:
             where=node.where(),
             remedy="Convert the model to opset 9 or later",
         )
+    for name in ("is_test", "consumed_inputs"):
+        node.attrs.pop(name, None)
     node.outputs = node.outputs[:1]  # the rest were the training mode's
     return [node]
 

@@ -1,0 +1,100 @@
+"""Operators that have no lowering of their own but are defined by others are written out.
+
+ONNX defines many operators by function bodies; its inliner expands them for the types at hand.
+Fusion comes first, so what it recognises is never taken apart.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import helper, inliner
+
+from ..errors import ModelError, UnsupportedError
+from ..graph import Graph, Node
+from ..infer import Problems, infer_graph
+from ..onnx_types import ELEMENT_CODES, LATEST, node_proto
+
+_DEPTH = 4  # functions defined by functions
+_KEPT = {"Bernoulli", "SequenceMap"}
+
+
+def decompose(graph: Graph) -> bool:
+    """Expand what is not lowered, repeatedly."""
+    from ..lower import supported
+
+    changed = False
+    for _ in range(_DEPTH):
+        found = False
+
+        def rewrite(graph: Graph, node: Node, _version: int) -> list[Node] | None:
+            nonlocal found
+            if supported(node) is None:
+                return None
+            nodes = expand(graph, node)
+            found = found or nodes is not None
+            return nodes
+
+        infer_graph(graph, Problems(), rewrite)
+        graph.prune()
+        changed = changed or found
+        if not found:
+            break
+    return changed
+
+
+def expand(graph: Graph, node: Node) -> list[Node] | None:
+    """The nodes that define `node`, or None if ONNX does not define it so."""
+    if node.domain or node.op in _KEPT or not onnx.defs.has(node.op, LATEST, ""):
+        return None
+    schema = onnx.defs.get_schema(node.op, LATEST, "")
+    # The binding's type stubs lack these two.
+    if not (
+        getattr(schema, "has_function", False)
+        or getattr(schema, "has_context_dependent_function", False)
+    ):
+        return None
+    body = _inlined(graph, node)
+    if body is None or any(n.op_type in (node.op, "Loop", "Scan") for n in body.node):
+        return None
+    from ..load import convert_nodes
+
+    try:
+        nodes, constants = convert_nodes(body)
+    except (ModelError, UnsupportedError):
+        return None
+    kept = {*node.inputs, *node.outputs}
+    names: dict[str, str] = {"": ""}
+    for inner in nodes:
+        for out in inner.outputs:
+            if out not in kept and out not in names:
+                names[out] = graph.fresh(f"{node.outputs[0]}/{out}")
+    for name, (array, type_) in constants.items():
+        names[name] = graph.fresh(f"{node.outputs[0]}/{name}")
+        graph.constants[names[name]], graph.types[names[name]] = array, type_
+    for inner in nodes:
+        inner.inputs = [names.get(name, name) for name in inner.inputs]
+        inner.outputs = [names.get(name, name) for name in inner.outputs]
+        inner.name = f"{node.name}/{inner.name}"
+    return nodes
+
+
+def _inlined(graph: Graph, node: Node) -> onnx.GraphProto | None:
+    def info(name: str) -> onnx.ValueInfoProto:
+        type_ = graph.types[name]
+        shape = [d if isinstance(d, int) else str(d) for d in type_.shape]
+        return helper.make_tensor_value_info(name, ELEMENT_CODES[type_.dtype], shape)
+
+    try:
+        proto = helper.make_graph(
+            [node_proto(node)],
+            "one",
+            [info(name) for name in dict.fromkeys(node.inputs) if name],
+            [info(name) for name in node.outputs if name and name in graph.types],
+        )
+        model = helper.make_model(proto, opset_imports=[helper.make_opsetid("", LATEST)])
+        made = inliner.inline_selected_functions(
+            model, [("", node.op)], exclude=False, inline_schema_functions=True
+        )
+    except Exception:  # the binding raises bare RuntimeErrors; the node is then unsupported
+        return None
+    return made.graph if made.graph.node else None
