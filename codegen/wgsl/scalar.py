@@ -255,7 +255,7 @@ _F32_MAX = struct.unpack("<f", b"\xff\xff\x7f\x7f")[0]
 def _shortest(value: float) -> str:
     """The shortest decimal that reads back as this f32."""
     packed = struct.pack("<f", value)
-    for digits in range(1, 10):
+    for digits in range(1, 11):
         text = f"{value:.{digits}g}"
         # Rounded up, the largest f32 is past the range of f32.
         if abs(float(text)) <= _F32_MAX and struct.pack("<f", float(text)) == packed:
