@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.request
@@ -16,6 +17,7 @@ from pywebgpu import console
 from pywebgpu.cli import app
 from pywebgpu.errors import InputError
 
+ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
@@ -45,6 +47,15 @@ def test_help_lists_all_commands() -> None:
     assert {"check", "export", "info", "run", "serve", "site"} <= set(COMMANDS)
     for command in COMMANDS:
         assert command in result.stdout
+
+
+def test_the_readme_names_only_commands_that_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"pywebgpu ([a-z]+)", "\n".join(re.findall(r"```sh.*?```", text, re.S))))
+    assert {"check", "export", "info", "run", "serve", "site"} <= named <= set(COMMANDS)
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"`make (\w+)`|^make (\w+)", text, re.M)):
+        assert re.search(rf"^{''.join(target)}:", makefile, re.M)
 
 
 def test_version() -> None:
