@@ -184,7 +184,6 @@ def _remarks(graph: Graph) -> list[str]:
         remarks.append("float64 values are computed in float32")
     for name in graph.outputs:
         if name in graph.types and graph.types[name].dtype in _NARROWED:
-            remarks.append(
-                f"output '{name}' is {graph.types[name].dtype.value}, computed in 32 bits"
-            )
+            kind = graph.types[name].dtype.value
+            remarks.append(f"output '{name}' is {kind}, computed in 32 bits")
     return remarks

@@ -67,6 +67,7 @@ def load_leniently(
     """As `load`, but collects unsupported nodes in `problems` and carries on without them."""
     model, folder, stem = _read(source)
     where = f"model '{name or stem}'" if name or stem else "model"
+    _check_texts(model, where)
     opsets = _opsets(model, where)
     model = _inline(model, where)
     _load_external(model, folder, where)
@@ -189,6 +190,29 @@ def _parse(data: bytes, where: str) -> ModelProto:
     return model
 
 
+def _check_texts(model: ModelProto, where: str) -> None:
+    """Names must be text: protobuf hands out bytes that are not UTF-8 as they are."""
+
+    def texts(graph: GraphProto) -> Iterable[object]:
+        yield graph.name
+        yield from (tensor.name for tensor in graph.initializer)
+        for value in (*graph.input, *graph.output):
+            yield value.name
+            yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+        for node in graph.node:
+            yield from (node.op_type, node.domain, node.name, *node.input, *node.output)
+            for attribute in node.attribute:
+                yield attribute.name
+                for body in (attribute.g, *attribute.graphs):
+                    yield from texts(body)
+
+    functions = (text for f in model.functions for text in (f.name, f.domain, *f.input, *f.output))
+    domains = (entry.domain for entry in model.opset_import)
+    for text in (*domains, *functions, *texts(model.graph)):
+        if not isinstance(text, str):
+            raise ModelError("a name is not UTF-8", where=where, got=text, remedy=_REMEDY_BROKEN)
+
+
 def _opsets(model: ModelProto, where: str) -> dict[str, int]:
     opsets: dict[str, int] = {}
     for entry in model.opset_import:
@@ -295,6 +319,15 @@ def _check(model: ModelProto, opsets: dict[str, int], where: str) -> None:
     weights = [(t, t.raw_data) for t in model.graph.initializer if len(t.raw_data) > 1 << 16]
     if sum(len(data) for _, data in weights) > 1 << 30:
         return  # the checker serialises the model, which protobuf refuses beyond 2 GiB
+    for value in model.graph.input:
+        tensor = value.type.tensor_type
+        if value.type.HasField("tensor_type") and not tensor.HasField("shape"):
+            _type(value.name, value.type, f"{where} input '{value.name}'")  # raises
+    for value in model.graph.output:
+        # Many exporters leave these out, the checker insists, and inference finds them anyway.
+        if value.type.WhichOneof("value") in (None, "tensor_type"):
+            value.type.tensor_type.shape.SetInParent()
+            value.type.tensor_type.elem_type = value.type.tensor_type.elem_type or TensorProto.FLOAT
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
