@@ -239,7 +239,7 @@ export class Runner {
     }
     const items = [...notes].map(([name, reason]) => {
       const item = make("li", {}, make("strong", {}, `No ${name}: `), sentence(reason));
-      if (name === "threads" && canIsolate()) item.append(button("Turn threads on", isolate));
+      if (name === "threads" && canIsolate()) item.append(" ", button("Turn threads on", isolate));
       return item;
     });
     if (this.#emulated) {
@@ -249,7 +249,7 @@ export class Runner {
     if (!items.length) items.push(make("li", {}, "Everything this device offers is in use."));
     if (isIsolatedByWorker()) {
       const how = "A service worker of this site isolates the page, for threads.";
-      items.push(make("li", {}, how, button("Remove it", stopIsolating)));
+      items.push(make("li", {}, how, " ", button("Remove it", stopIsolating)));
     }
     element("notes", HTMLElement).replaceChildren(...items);
   }
