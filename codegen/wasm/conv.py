@@ -52,8 +52,8 @@ class Knobs:
     block: tuple[int, int] = (1, 64)
 
 
-_SHAPES = ((4, 1, 4), (6, 1, 4), (5, 1, 4), (2, 2, 4), (4, 1, 8), (6, 1, 2), (3, 1, 8), (1, 2, 4),
-           (4, 2, 4), (8, 1, 4), (7, 1, 4), (6, 2, 2))  # fmt: skip
+_SHAPES = ((6, 1, 4), (6, 1, 2), (5, 1, 4), (4, 1, 4), (2, 2, 4), (4, 1, 8), (3, 1, 4), (1, 2, 4),
+           (3, 2, 4), (4, 2, 4), (8, 1, 4), (7, 1, 4), (6, 2, 2))  # fmt: skip
 
 
 def space(spec: Conv, caps: WasmCaps) -> list[Knobs] | list[depthwise.Knobs]:
@@ -71,7 +71,7 @@ def space(spec: Conv, caps: WasmCaps) -> list[Knobs] | list[depthwise.Knobs]:
     if not found:
         found.append(Knobs(1, 1, 4, block))
     if pixels is not None:
-        found.sort(key=lambda c: -(-pixels // c.rows) * c.rows)
+        found.sort(key=lambda c: Tile(c.rows, c.panels, c.unroll).cost(pixels))
     return found
 
 

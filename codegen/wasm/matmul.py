@@ -36,9 +36,9 @@ from .product import (
 class Knobs:
     """rows x (8 * panels) results are held in registers; K is unrolled by `unroll`."""
 
-    rows: int = 4
+    rows: int = 6
     panels: int = 1
-    unroll: int = 4
+    unroll: int = 2
     block: int = 64
     """Rows of A that are kept near while B passes."""
     direct: bool = True
@@ -49,11 +49,11 @@ class Knobs:
         return Tile(self.rows, self.panels, self.unroll)
 
 
-_GEMV_PANELS = {1: 4, 2: 2, 3: 2}
+_GEMV_PANELS = {1: 4, 2: 2, 3: 1}
 """With few rows, more columns at a time: enough sums in flight to hide the latency of one."""
 
-_SHAPES = ((4, 1, 4), (6, 1, 4), (5, 1, 4), (2, 2, 4), (4, 1, 8), (6, 1, 2), (3, 1, 8), (3, 2, 4),
-           (4, 2, 4), (8, 1, 4), (6, 2, 2), (10, 1, 4))  # fmt: skip
+_SHAPES = ((6, 1, 2), (6, 1, 4), (5, 1, 4), (4, 1, 4), (2, 2, 4), (5, 1, 2), (4, 1, 8), (3, 1, 8),
+           (3, 2, 4), (4, 2, 4), (8, 1, 4), (6, 2, 2), (10, 1, 4))  # fmt: skip
 
 
 def space(spec: Matmul, caps: WasmCaps) -> list[Knobs]:
@@ -86,8 +86,7 @@ def space(spec: Matmul, caps: WasmCaps) -> list[Knobs]:
     knobs = list(found) or [Knobs(max(1, spec.m if isinstance(spec.m, int) else 4), 1, 4, block)]
     if isinstance(spec.m, int):
         m = spec.m
-        # Least work, counting what overlapping tiles compute twice; the order above on a tie.
-        knobs.sort(key=lambda c: -(-m // c.rows) * c.rows)
+        knobs.sort(key=lambda c: c.tile.cost(m))
     return knobs
 
 
