@@ -1,8 +1,8 @@
 """Joins kernels into one module: `run(thread, threads)` plays a whole model.
 
 Every kernel is in the module once. `run` calls them in the plan's order with pointers and sizes
-from the parameter block (see docs/design.md, "Wasm conventions"), and with a barrier after each
-step, so that an inference is one call from the host per thread.
+from the parameter block (see docs/design.md, "Wasm conventions"), and with a barrier before each
+step that depends on one in flight, so that an inference is one call from the host per thread.
 """
 
 from __future__ import annotations
@@ -90,8 +90,10 @@ def assemble(
     barrier = _barrier(module) if target.threads else None
 
     thread, threads = run.params
-    for i, call in enumerate(calls):
-        if i and barrier is not None:
+    hazards = _Hazards()
+    for call in calls:
+        waits = hazards.step(call, made[call.kernel])
+        if waits and barrier is not None:
             run.push(threads)
             run.call(barrier)
         run.push(thread, threads)
@@ -120,6 +122,37 @@ def assemble_kernel(spec: KernelSpec, knobs: Knobs, target: Target) -> tuple[byt
     kernel = emit(module, spec, knobs)
     module.export("kernel", module.functions[kernel.function])
     return module.encode(), kernel.scratch
+
+
+class _Hazards:
+    """Which steps must wait for the steps before them: those that read what is being written, or
+    write what is being read or written. The rest overlap with their predecessors."""
+
+    def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        self.read: set[Operand] = set()
+        self.written: set[Operand] = set()
+        self.scratch: set[Dim] = set()
+
+    def step(self, call: Call, kernel: WasmKernel) -> bool:
+        """Must there be a barrier before this step?"""
+        # Threads have their parts of the scratch area to themselves only while all kernels in
+        # flight divide it alike.
+        scratch = {_scratch(kernel, call.args)} - {0}
+        waits = (
+            call.output in self.read
+            or call.output in self.written
+            or not self.written.isdisjoint(call.operands)
+            or bool(scratch and self.scratch and scratch != self.scratch)
+        )
+        if waits:
+            self._forget()
+        self.read.update(call.operands)
+        self.written.add(call.output)
+        self.scratch |= scratch
+        return waits
 
 
 def _params(calls: Sequence[Call]) -> tuple[Param, ...]:

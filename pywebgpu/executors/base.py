@@ -92,6 +92,8 @@ def _names(names: Mapping[str, object]) -> str:
 def _as_array(port: Port, value: Any) -> Array:
     if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
         array = np.asarray(value)
+        if port.dtype is DType.BF16 and array.dtype.name == "bfloat16":
+            return array.astype(np.float32)  # NumPy has no such type, but ml_dtypes does
         if array.dtype != port.dtype.numpy:
             raise InputError(
                 "wrong element type",

@@ -191,6 +191,28 @@ def test_a_trap_is_an_error_on_every_thread_count() -> None:
             executor.run({"x": np.zeros(9000, np.float32)})
 
 
+def test_independent_steps_do_not_wait() -> None:
+    """A barrier comes before a step that depends on one in flight, and before no other."""
+    at = sc.axis(0)
+    copy = Map((64,), sc.load(0, at), at, (F,), F)
+    kernel = [(copy, wasm.space(copy, WasmCaps())[0])]
+
+    def barriers(*steps: tuple[int, int]) -> int:
+        """Calls of the barrier beyond those of the kernel, for steps (from slot, to slot)."""
+        calls = [Call(0, (Slot(a),), Slot(b)) for a, b in steps]
+        counts = [
+            assemble(kernel, calls, target).binary.count(b"\x20\x01\x10")
+            for target in (Target(threads=True), Target())
+        ]
+        return counts[0] - counts[1]
+
+    assert barriers((0, 1), (0, 2), (0, 3)) == 0
+    assert barriers((0, 1), (1, 2)) == 1  # reads what was written
+    assert barriers((0, 1), (2, 0)) == 1  # writes what was read
+    assert barriers((0, 1), (2, 1)) == 1  # writes the same
+    assert barriers((0, 1), (0, 2), (1, 3), (2, 4), (3, 5)) == 2
+
+
 def test_threads_need_a_threaded_module() -> None:
     plan, (_, weights) = _plan(1), _weights()
     with pytest.raises(DeviceError, match="one thread"):
