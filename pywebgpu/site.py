@@ -127,7 +127,7 @@ def build_site(
             _add_model(entry, stage)
         report("pages", len(entries), len(entries) + 2)
         has_python = _add_python(stage, pyodide)
-        _add_runtime(stage)
+        _add_runtime(stage, has_python=has_python)
         _add_pages(entries, stage, pyodide=pyodide, has_python=has_python)
         _replace(stage, target)
         report("done", len(entries) + 2, len(entries) + 2)
@@ -246,13 +246,15 @@ def _add_model(entry: Entry, stage: Path) -> None:
         copy_files(package, stage / "vendor")
 
 
-def _add_runtime(stage: Path) -> None:
+def _add_runtime(stage: Path, *, has_python: bool) -> None:
     """Copy web/: the runtime and the pages' scripts; not templates, types and Python."""
     # Everything below py/ is placed by the module that builds the Python side.
     left_out = shutil.ignore_patterns(
         "pages", "py", "__pycache__", "*.py", "*.d.ts", "vendor", "manifest.schema.json"
     )
     shutil.copytree(_PACKAGE / "web", stage, ignore=left_out, dirs_exist_ok=True)
+    if not has_python:
+        (stage / "app" / "python.js").unlink()
     # A service worker reaches the folder that it lies in, so it has to lie in the first one.
     (stage / "app" / "isolation-worker.js").rename(stage / "isolation-worker.js")
     shutil.copyfile(_PACKAGE / "manifest.schema.json", stage / "manifest.schema.json")

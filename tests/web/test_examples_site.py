@@ -67,8 +67,6 @@ def test_pages_have_only_relative_links_that_exist(bundle: Path, tmp_path: Path)
 def test_scripts_import_what_the_site_has(bundle: Path, tmp_path: Path) -> None:
     out = build_site([bundle], tmp_path / "out", pyodide="none")
     for script in out.rglob("*.js"):
-        if script.parts[-2:] == ("app", "python.js"):
-            continue  # not loaded in a site without Python
         for target in re.findall(r'^(?:import|export) .*"(\.[^"]+)";', script.read_text(), re.M):
             assert (script.parent / target).is_file(), f"{script}: imports {target}"
 

@@ -30,7 +30,7 @@ function threads() {
   const reason = globalThis.crossOriginIsolated
     ? "This browser's WebAssembly has none. Models run on one."
     : "The page is not cross-origin isolated: its server sends no headers for that. Models run on " +
-      "one thread, or on more once you turn them on there.";
+      "one thread; their pages can turn on more.";
   return { yes: false, reason };
 }
 
