@@ -106,7 +106,7 @@ def lower(dim: Dim, least: int = 0, depth: int = _DEPTH) -> int | None:
                 found = lower(rest + scaled, least, depth - 1)
                 if found is not None and (best is None or found > best):
                     best = found
-            elif coefficient < 0 and (lower(call.args[0], least, depth - 1) or -1) >= 0:
+            elif coefficient < 0 and at_least(call.args[0], 0, least, depth - 1):
                 candidates = [call.args[0]]
         for candidate in candidates:
             swapped = dim - atom_dim(call) * coefficient + candidate * coefficient
@@ -124,9 +124,9 @@ def upper(dim: Dim, least: int = 0, depth: int = _DEPTH) -> int | None:
     return None if low is None else -low
 
 
-def at_least(a: Dim, b: Dim, least: int = 0) -> bool:
+def at_least(a: Dim, b: Dim, least: int = 0, depth: int = _DEPTH) -> bool:
     """Whether a >= b is certain."""
-    low = lower(a - b, least)
+    low = lower(a - b, least, depth)
     return low is not None and low >= 0
 
 

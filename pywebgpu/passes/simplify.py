@@ -16,7 +16,7 @@ import numpy as np
 
 from ..codegen.dims import Dim, product
 from ..graph import INTERNAL, DType, Graph, Node, Shape
-from .edit import Editor
+from .edit import Editor, rename
 from .uniform import uniform
 
 _RESHAPES = ("Squeeze", "Unsqueeze", "Flatten")
@@ -31,7 +31,35 @@ def simplify(graph: Graph) -> bool:
         for rule in (_movement, _arithmetic, _decided, _broadcast):
             if rule(edit, node):
                 break
-    return edit.finish()
+    changed = edit.finish()
+    return _name_outputs(graph) or changed
+
+
+def _name_outputs(graph: Graph) -> bool:
+    """A graph's output that copies an inner value: the node that makes the value makes the output.
+
+    Outputs that are inputs, constants or another output keep their Identity.
+    """
+    producers = graph.producers()
+    names: dict[str, str] = {}
+    copies: set[int] = set()
+    for node in graph.nodes:
+        if node.op != "Identity" or node.domain or node.outputs[0] not in graph.outputs:
+            continue
+        inner = node.inputs[0]
+        if inner in producers and inner not in graph.outputs and inner not in names:
+            names[inner] = node.outputs[0]
+            copies.add(id(node))
+    if not names:
+        return False
+    graph.nodes = [node for node in graph.nodes if id(node) not in copies]
+    for node in graph.nodes:
+        node.outputs = [names.get(out, out) for out in node.outputs]
+        rename(node, names)
+    for inner, out in names.items():
+        if inner in graph.values:
+            graph.values[out] = graph.values[inner]
+    return True
 
 
 def _movement(edit: Editor, node: Node) -> bool:
