@@ -88,7 +88,9 @@ def lower_conv(lw: Lowering, node: Node) -> Value:
     if w.constant is None or spatial not in (1, 2) or not static:
         result = _irregular(lw, dtype, shape, x, w, window, groups)
     else:
-        result = convolve(lw, dtype, shape, x, w.constant, window, groups)
+        # A product's rows cannot be stored channels first, as an output wants them.
+        rows = shape[0] == 1 or not lw.becomes_output(node.outputs[0])
+        result = convolve(lw, dtype, shape, x, w.constant, window, groups, rows)
     bias = lw.optional(node, 2)
     if bias is not None:
         result = lw.pointwise(
@@ -105,11 +107,13 @@ def convolve(
     weight: np.ndarray[Any, Any],
     window: Window,
     groups: int,
+    rows: bool = True,
 ) -> Value:
-    """1-D or 2-D convolution with constant weights."""
+    """1-D or 2-D convolution with constant weights; `rows`: 1x1 may become a product."""
     weight = weight.astype(np.float32)
     plain = (
-        groups == 1
+        rows
+        and groups == 1
         and set(window.kernel) | set(window.stride) == {1}
         and set(window.before) | set(window.after) == {0}
     )

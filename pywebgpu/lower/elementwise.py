@@ -351,7 +351,7 @@ def lower_mod(lw: Lowering, node: Node) -> Value:
     dtype, shape = lw.out(node)
     op = Op.REM if node.attrs.get("fmod", 0) else Op.MOD
     x, y = lw.input(node, 0), lw.input(node, 1)
-    return lw.pointwise(dtype, shape, lambda p, q: sc.binary(op, p, q), x, y)
+    return lw.pointwise(dtype, shape, lambda p, q: narrow(sc.binary(op, p, q), dtype), x, y)
 
 
 @lowers("Pow")
@@ -386,9 +386,19 @@ def lower_pow(lw: Lowering, node: Node) -> Value:
 def lower_bit_shift(lw: Lowering, node: Node) -> Value:
     dtype, shape = lw.out(node)
     left = node.attrs.get("direction") in ("LEFT", b"LEFT")
-    op = Op.SHL if left else Op.SHR
-    x, y = lw.input(node, 0), lw.input(node, 1)
-    return lw.pointwise(dtype, shape, lambda p, q: narrow(sc.binary(op, p, q), dtype), x, y)
+    signed = dtype in (DType.I8, DType.I16, DType.I32, DType.I64)
+    bits = 32 if dtype in (DType.I64, DType.U64) else dtype.numpy.itemsize * 8
+
+    def shift(x: Scalar, y: Scalar) -> Scalar:
+        """Shifting by the width or more (a negative amount counts as that) moves all bits out."""
+        fits = both(sc.binary(Op.LE, sc.const(0), y), less(y, bits))
+        if left:
+            return sc.select(fits, narrow(sc.binary(Op.SHL, x, y), dtype), 0)
+        if signed:
+            return sc.binary(Op.SAR, x, sc.select(fits, y, bits - 1))
+        return sc.select(fits, sc.binary(Op.SHR, x, y), 0)
+
+    return lw.pointwise(dtype, shape, shift, lw.input(node, 0), lw.input(node, 1))
 
 
 @lowers("Where")

@@ -87,6 +87,7 @@ class Lowering:
     def run(self) -> None:
         """Lower every node. Afterwards `steps`, `buffers` and the port buffers are complete."""
         graph = self.graph
+        refuse_unsupported(graph)
         for name in graph.inputs:
             type_ = graph.types[name]
             shape = self.local(type_.shape)
@@ -111,9 +112,6 @@ class Lowering:
         if known and len(known) == len([n for n in node.outputs if n]):
             results = [self._known(n) for n in node.outputs if n]
         else:
-            reason = supported(node)
-            if reason is not None:
-                raise UnsupportedError(reason, where=node.where())
             made = LOWERINGS[node.domain, node.op](self, node)
             results = made if isinstance(made, list) else [made]
         for name in {*node.inputs} - {""}:
@@ -154,6 +152,14 @@ class Lowering:
 
         users = self._users.get(name, [])
         return len(users) == 1 and users[0].op in POINTWISE and name not in self.graph.outputs
+
+    def becomes_output(self, name: str) -> bool:
+        """A value that is an output of the model, or turns into one elementwise."""
+        while name not in self.graph.outputs:
+            if not self.feeds_pointwise(name):
+                return False
+            name = self._users[name][0].outputs[0]
+        return True
 
     def _known(self, name: str) -> Value:
         """A shape computation that inference has already done."""
@@ -813,6 +819,24 @@ def _literal(value: Any, kind: Type) -> Scalar:
     if kind is Type.F32:
         return sc.const(float(value), Type.F32)
     return sc.const(int(np.clip(int(value), -(2**31), 2**32 - 1)), Type.I32)
+
+
+def refuse_unsupported(graph: Graph) -> None:
+    """One error for all nodes that cannot be lowered."""
+    found: dict[str, list[str]] = {}
+    for node in graph.nodes:
+        computed = all(name in graph.values for name in node.outputs if name)
+        reason = None if computed else supported(node)
+        if reason is not None:
+            found.setdefault(reason, []).append(node.where())
+    if found:
+        lines = [f"{reason} ({', '.join(where[:3])}{', ...' if len(where) > 3 else ''})"
+                 for reason, where in found.items()]  # fmt: skip
+        raise UnsupportedError(
+            "; ".join(lines),
+            where=f"model {graph.name!r}",
+            remedy="`pywebgpu check` lists what is supported",
+        )
 
 
 def supported(node: Node) -> str | None:

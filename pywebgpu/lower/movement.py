@@ -316,7 +316,9 @@ def lower_space_to_depth(lw: Lowering, node: Node) -> Value:
     n, c, h, w = x.shape
     block = int(node.attrs["blocksize"])
     split = reshaped(lw, x, (n, c, h // block, block, w // block, block))
-    return reshaped(lw, transposed(lw, split, (0, 3, 5, 1, 2, 4)), lw.out(node)[1])
+    crd = node.attrs.get("mode", "DCR") in ("CRD", b"CRD")
+    moved = transposed(lw, split, (0, 1, 3, 5, 2, 4) if crd else (0, 3, 5, 1, 2, 4))
+    return reshaped(lw, moved, lw.out(node)[1])
 
 
 @lowers("Trilu")

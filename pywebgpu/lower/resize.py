@@ -23,12 +23,13 @@ Tap = tuple[Scalar, Scalar | None]
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """How one axis is resized. `scale`: output size / input size, as an F32 scalar."""
+    """How one axis is resized. `scale`: output size / input size; `scaled`: it was given as such."""
 
     size: Dim
     out: Dim
     scale: Scalar
     roi: tuple[float, float]
+    scaled: bool
 
 
 def _f(x: Dim) -> Scalar:
@@ -49,7 +50,9 @@ def source_position(mode: str, axis: Axis, c: Scalar) -> Scalar:
     if mode == "align_corners":
         if axis.out == 1:
             return sc.const(0.0)
-        return x * (size - 1.0) / maximum(out - 1.0, 1.0)
+        # The length before it was cut to whole elements, where a scale says it.
+        length = axis.scale * size if axis.scaled else out
+        return x * (size - 1.0) / (length - 1.0)
     if mode == "tf_crop_and_resize":
         start, end = axis.roi
         if axis.out == 1:
@@ -209,7 +212,7 @@ def _axes(lw: Lowering, node: Node, x: Value, shape: Sequence[Dim]) -> list[Axis
         window = (roi[i], roi[n + i]) if len(roi) == 2 * n else (0.0, 1.0)
         if crop and same and window == (0.0, 1.0):
             continue
-        axes[axis] = Axis(size, out, scale, window)
+        axes[axis] = Axis(size, out, scale, window, scales is not None)
     return axes
 
 
