@@ -103,7 +103,7 @@ export class Bundle {
         remedy: "Export the model with the pywebgpu that this runtime came with.",
       });
     }
-    const wrong = violation(manifest, schema);
+    const wrong = violation(manifest, schema) ?? dangling(manifest);
     if (wrong !== null) {
       throw new BundleError(`the manifest is not well-formed: ${wrong}`, { where, remedy: REDO });
     }
@@ -262,6 +262,34 @@ export class Bundle {
   async intact(data, sha256) {
     return !globalThis.crypto?.subtle || (await digest(data)) === sha256;
   }
+}
+
+/**
+ * What no schema can say: the first number or name that refers to nothing.
+ * @param {Manifest} manifest
+ * @returns {string | null}
+ */
+function dangling({ inputs, outputs, buffers, slots, weights, steps, wasm, webgpu, files }) {
+  /** @param {string} path @param {number} number @param {any[]} list */
+  const beyond = (path, number, list) =>
+    number < list.length ? null : `${path}: ${number}, but there are only ${list.length}`;
+  /** @param {string} path @param {string} name */
+  const unlisted = (path, name) =>
+    Object.hasOwn(files, name) ? null : `${path}: "${name}" is not in files`;
+  const found = [
+    ...inputs.map((port, i) => beyond(`/inputs/${i}/buffer`, port.buffer, buffers)),
+    ...outputs.map((port, i) => beyond(`/outputs/${i}/buffer`, port.buffer, buffers)),
+    ...buffers.map((b, i) => ("slot" in b ? beyond(`/buffers/${i}/slot`, b.slot, slots) : null)),
+    ...wasm.params.map((p, i) => ("slot" in p ? beyond(`/wasm/params/${i}`, p.slot, slots) : null)),
+    ...weights.shards.map((name, i) => unlisted(`/weights/shards/${i}`, name)),
+    ...wasm.variants.map(({ file }, i) => unlisted(`/wasm/variants/${i}/file`, file)),
+    unlisted("/webgpu/file", webgpu.file),
+    ...steps.flatMap(({ kernel, operands, output }, i) => [
+      beyond(`/steps/${i}/kernel`, kernel, webgpu.kernels),
+      ...[...operands, output].map((number) => beyond(`/steps/${i}`, number, buffers)),
+    ]),
+  ];
+  return found.find((text) => text !== null) ?? null;
 }
 
 /** Forget every file that bundles of this origin have left in Cache Storage. */

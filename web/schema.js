@@ -55,11 +55,8 @@ const KEYWORDS = {
   const: ["any", (rule, value) => value === rule],
   enum: ["any", (rule, value) => rule.includes(value)],
   minimum: ["number", (rule, value) => value >= rule],
-  maximum: ["number", (rule, value) => value <= rule],
-  exclusiveMinimum: ["number", (rule, value) => value > rule],
   multipleOf: ["number", (rule, value) => value % rule === 0],
   minLength: ["string", (rule, value) => value.length >= rule],
-  maxLength: ["string", (rule, value) => value.length <= rule],
   pattern: ["string", (rule, value) => new RegExp(rule, "u").test(value)],
   minItems: ["array", (rule, value) => value.length >= rule],
   maxItems: ["array", (rule, value) => value.length <= rule],
@@ -89,12 +86,9 @@ const KEYWORDS = {
     ))],
   propertyNames: ["object", (rule, value, { root, path }) =>
     inside(first(Object.keys(value), (name) => violation(name, rule, root, `${path}/${name}`)))],
-  minProperties: ["object", (rule, value) => Object.keys(value).length >= rule],
   anyOf: ["any", (rule, value, context) => fitting(rule, value, context) > 0 || "fits no alternative"],
   oneOf: ["any", (rule, value, context) =>
     fitting(rule, value, context) === 1 || "does not fit exactly one alternative"],
-  allOf: ["any", (rule, value, { root, path }) =>
-    inside(first(rule, (schema) => violation(value, schema, root, path)))],
 };
 
 /** @param {string | null} found @returns {Found} */

@@ -42,10 +42,7 @@ export const facts = async (promise) => {
 def write_site(folder: Path) -> None:
     """The runtime under web/, the mini bundle under mini/, an empty page."""
     left_out = shutil.ignore_patterns("app", "vendor", "py")
-    shutil.copytree(WEB, folder / "web", ignore=left_out, ignore_dangling_symlinks=True)
-    schema = folder / "web" / "manifest.schema.json"
-    if not schema.exists():
-        schema.write_text("true")
+    shutil.copytree(WEB, folder / "web", ignore=left_out)
     mini.write(folder / "mini")
     (folder / "helpers.js").write_text(_HELPERS)
     (folder / "index.html").write_text("<!doctype html><link rel='icon' href='data:,'>")

@@ -57,6 +57,13 @@ def test_manifest_that_is_none(open_page: OpenPage, site: Path, content: bytes) 
         (["inputs", 1, "dtype"], "string"),
         (["files", "weights-000.bin", "sha256"], "abc"),
         (["slots"], None),
+        (["steps", 1, "kernel"], 2),
+        (["steps", 0], None),
+        (["outputs", 0, "buffer"], 6),
+        (["wasm", "params", 3], {"slot": 4}),
+        (["weights", "shards", 0], "weights-009.bin"),
+        (["webgpu", "kernels", 0, "passes", 0, "bindings", 0], ["operant", 0]),
+        (["no such entry"], 1),
     ],
 )
 def test_manifest_with_a_wrong_field(
