@@ -29,14 +29,14 @@ _SEGMENT = 128
 class Knobs:
     """Pixels that are computed together."""
 
-    pixels: int = 4
+    pixels: int = 6
 
 
 def space(spec: Conv, caps: WasmCaps) -> list[Knobs]:
     kw, ow = spec.kernel[1], spec.out_size[1]
     taps = spec.kernel[0] * kw
     found = []
-    for pixels in (4, 6, 8, 3, 2, 5, 7, 12, 1):
+    for pixels in (6, 5, 8, 4, 7, 3, 2, 12, 1):
         registers = pixels + min(kw, 8) + 1
         # Long kernels are laid out flat, so many pixels would make much code.
         if registers > caps.simd_registers or pixels * taps > 400:

@@ -41,7 +41,7 @@ class Knobs:
     unroll: int = 2
     block: int = 64
     """Rows of A that are kept near while B passes."""
-    direct: bool = True
+    direct: bool = False
     """Read a B with contiguous columns where it lies instead of packing it."""
 
     @property
@@ -57,43 +57,51 @@ _SHAPES = ((6, 1, 2), (6, 1, 4), (5, 1, 4), (4, 1, 4), (2, 2, 4), (5, 1, 2), (4,
 
 
 def space(spec: Matmul, caps: WasmCaps) -> list[Knobs]:
-    """Tiles that fit the registers, for the rows that the product has."""
+    """Tiles that fit the registers, those that take the least work for the rows there are first."""
     panels = ceildiv(spec.n, PANEL)
-    most = panels if isinstance(panels, int) and spec.b is None else 1
-    block = _block(spec)
-    found: dict[Knobs, None] = {}
-    if isinstance(spec.m, int) and spec.m in _GEMV_PANELS:
-        wide = _GEMV_PANELS[spec.m]
-        for p, u in (
-            (wide, 4),
-            (wide, 8),
-            (wide, 2),
-            (wide // 2, 4),
-            (wide // 2, 8),
-            (wide * 2, 4),
-        ):
-            tile = Tile(spec.m, max(1, min(p, most)), u)
-            if tile.registers <= caps.simd_registers:
-                found[Knobs(tile.rows, tile.panels, u, block)] = None
-        return list(found)
-    for rows, p, unroll in _SHAPES:
-        tile = Tile(rows, p, unroll)
-        if tile.registers > caps.simd_registers or p > max(1, most):
-            continue
-        if isinstance(spec.m, int) and rows > max(spec.m, 1):
-            continue
-        found[Knobs(rows, p, unroll, block)] = None
-    knobs = list(found) or [Knobs(max(1, spec.m if isinstance(spec.m, int) else 4), 1, 4, block)]
-    if isinstance(spec.m, int):
-        m = spec.m
-        knobs.sort(key=lambda c: c.tile.cost(m))
-    return knobs
+    most = max(panels, 1) if isinstance(panels, int) else 1
+    rows = spec.m if isinstance(spec.m, int) else None
+    shapes: tuple[tuple[int, int, int], ...] = _SHAPES
+    if rows in _GEMV_PANELS:
+        wide = _GEMV_PANELS[rows]
+        half, more = -(-wide // 2), wide + 2
+        shapes = tuple(
+            (rows, p, u)
+            for p, u in ((wide, 4), (wide, 8), (wide, 2), (half, 4), (half, 8), (more, 4), (1, 4))
+        )
+    found: dict[Tile, None] = {}
+    for r, p, unroll in shapes:
+        tile = Tile(r, min(p, most), unroll)
+        if tile.registers <= caps.simd_registers and (rows is None or r <= max(rows, 1)):
+            found[tile] = None
+    tiles = list(found) or [Tile(max(1, min(rows or 1, 4)), 1, 4)]
+    if rows is not None:
+        tiles.sort(key=lambda t: t.cost(rows))
+    ways = _ways(spec)
+    return [
+        Knobs(t.rows, t.panels, t.unroll, _block(spec, direct), direct)
+        for t in tiles[: 16 // len(ways)]
+        for direct in ways
+    ]
 
 
-def _block(spec: Matmul) -> int:
-    """Rows so that a block of A takes about 128 kB."""
+def _ways(spec: Matmul) -> list[bool]:
+    """Whether to read B where it lies, the better guess first."""
+    if spec.b is None or spec.b.strides[-1] != 1:
+        return [False]
+    if isinstance(spec.m, int) and spec.m <= 12:
+        return [True]
+    # Rows of a large B are far apart, and powers of two at that: they push each other out of
+    # the cache. A small B stays there as it is.
+    small = isinstance(spec.k, int) and isinstance(spec.n, int) and spec.k * spec.n <= 16 << 10
+    return [True, False] if small else [False, True]
+
+
+def _block(spec: Matmul, direct: bool) -> int:
+    """Rows so that a block of A takes about 128 kB; more if every block packs B again."""
     k = spec.k if isinstance(spec.k, int) else 512
-    return max(24, min(512, (128 << 10) // (4 * max(k, 1))))
+    rows = max(24, min(512, (128 << 10) // (4 * max(k, 1))))
+    return rows if spec.b is None or direct else 4 * rows
 
 
 def emit(module: Module, spec: Matmul, knobs: Knobs) -> WasmKernel:

@@ -102,6 +102,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "gemv 2x768x768": lambda: matmul(2, 768, 768),
     "batched 12x128x128x64 b^T": lambda: batched(12, 128, 128, 64, True),
     "batched 12x128x64x128": lambda: batched(12, 128, 64, 128, False),
+    "batched 1x512x512x512": lambda: batched(1, 512, 512, 512, False),
     "conv 3x3 64-64 56": lambda: conv(56, 64, 64, 3),
     "conv 3x3 128-128 28": lambda: conv(28, 128, 128, 3),
     "conv 3x3 256-256 14": lambda: conv(14, 256, 256, 3),
