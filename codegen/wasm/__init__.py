@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from ..caps import WasmCaps
-from ..spec import KernelSpec, family
+from ..spec import KernelSpec, Storage, family
 from .asm import Module
 from .kernel import WasmKernel
 
@@ -19,7 +19,9 @@ Knobs = Any
 
 
 def space(spec: KernelSpec, caps: WasmCaps) -> list[Knobs]:
-    """The legal candidates for `spec`, a good default first."""
+    """The legal candidates for `spec`, a good default first; none for f16 storage."""
+    if Storage.F16 in (*spec.operands, spec.output):
+        return []  # there are no instructions for it
     candidates: list[Knobs] = _family(spec).space(spec, caps)
     return candidates
 
