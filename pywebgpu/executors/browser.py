@@ -36,20 +36,28 @@ FORMATS = {
 """ONNX element type -> how `struct` and NumPy call it."""
 
 
+_ONNX_NAMES = {"float32": "float", "float64": "double"}
+
+
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A model's input or output, with ONNX Runtime's attribute names."""
+    """A model's input or output. `name`, `type` ("tensor(float)") and `shape` are as on the
+    desktop; `dtype` is the plain name of the element type."""
 
     name: str
-    type: str
-    shape: tuple[int | str, ...]
+    dtype: str
+    shape: list[int | str]
+
+    @property
+    def type(self) -> str:
+        return f"tensor({_ONNX_NAMES.get(self.dtype, self.dtype)})"
 
 
 class Tensor:
     """An n-dimensional array without NumPy: a flat memoryview and a shape.
 
     dtype: an ONNX element type such as "float32".
-    data: flat, row-major (float16 as bits); anything with the buffer protocol, or (nested) lists of numbers.
+    data: flat, row-major (float16 as bits); a buffer, or (nested) lists of numbers.
     shape: by default that of the lists, else the buffer's.
     """
 
@@ -174,7 +182,7 @@ def _pack(flat: list[Any], dtype: str, where: str) -> memoryview[Any]:
 def _feed(port: Port, value: Any) -> tuple[memoryview[Any], tuple[int, ...]]:
     """The elements and the shape to send for one input."""
     where = f"input {port.name!r}"
-    view, shape = _flat(value, port.type, where)
+    view, shape = _flat(value, port.dtype, where)
     sizes = [size for size in port.shape if isinstance(size, int)]
     # A flat buffer has no shape to say; where the model leaves no choice, take the model's.
     if len(shape) == 1 != len(port.shape) == len(sizes) and prod(sizes) == len(view):
@@ -264,6 +272,14 @@ class InferenceSession:
         return str(self._session.provider)
 
     @property
+    def device(self) -> str:
+        """For people: what it runs on."""
+        return str(self._session.info.device)
+
+    def get_providers(self) -> list[str]:
+        return [self.provider]
+
+    @property
     def info(self) -> dict[str, Any]:
         """What runs where, and what could not be used and why."""
         info: dict[str, Any] = self._session.info.to_py()
@@ -289,7 +305,7 @@ class InferenceSession:
                 raise InputError("no such input", where=f"input {name!r}", expected=[*ports])
             view, shape = _feed(ports[name], value)
             # to_js copies, so no view of Python's memory outlives this call.
-            rows.append([name, ports[name].type, self._ffi.to_js(view.cast("B")), list(shape)])
+            rows.append([name, ports[name].dtype, self._ffi.to_js(view.cast("B")), list(shape)])
         answer = await self._js.run(self._session, self._ffi.to_js(rows))
         if not hasattr(answer, "value"):
             raise _error(answer.error)
@@ -304,13 +320,19 @@ class InferenceSession:
             remedy="Write `outputs = await session.run_async(feeds)`",
         )
 
-    def release(self) -> None:
-        """Free memory, workers and the GPU device; later runs raise."""
+    def close(self) -> None:
+        """Give workers, memory and the GPU device back; later runs raise."""
         self._session.release()
+
+    def __enter__(self) -> InferenceSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _port(data: Mapping[str, Any]) -> Port:
-    return Port(data["name"], data["type"], tuple(data["shape"]))
+    return Port(data["name"], data["type"], list(data["shape"]))
 
 
 def _result(dtype: str, data: bytes, shape: Any) -> Any:

@@ -88,20 +88,20 @@ tensors = await session.run_async({"x": pywebgpu.Tensor([4.0]), "k": k})
 empty = await session.run_async({"x": [], "k": [1, 0]})
 result = {
     "provider": session.provider,
-    "inputs": [[p.name, p.type, list(p.shape)] for p in session.get_inputs()],
+    "inputs": [[p.name, p.type, p.shape] for p in session.get_inputs()],
     "flat": [flat["y"].tolist(), flat["k_out"].tolist(), repr(flat["y"])],
     "buffered": {name: t.tolist() for name, t in buffered.items()},
     "tensors": tensors["y"].tolist(),
     "empty": [empty["y"].tolist(), list(empty["y"].shape)],
     "threads": session.info["threads"],
 }
-session.release()
+session.close()
 result
 """,
         provider=provider,
     )
     assert answer["provider"] == provider
-    assert answer["inputs"] == [["x", "float32", ["n"]], ["k", "int64", [2]]]
+    assert answer["inputs"] == [["x", "tensor(float)", ["n"]], ["k", "tensor(int64)", [2]]]
     # 64-bit integers come as BigInt where they do not fit a double; these do.
     assert answer["flat"] == [expected([1, 2.5]), [7, 0], "Tensor(float32[2])"]
     assert answer["buffered"] == {"y": expected([3])}
@@ -228,7 +228,7 @@ FEEDS: list[tuple[Any, str, list[Any]]] = [
 @pytest.mark.parametrize(("value", "dtype", "wanted"), FEEDS)
 def test_feeds(value: Any, dtype: str, wanted: list[Any]) -> None:
     shape = np.shape(wanted) if isinstance(value, (Tensor, bytes)) else np.shape(value)
-    port = Port("x", dtype, tuple(f"d{i}" for i in range(len(shape))))
+    port = Port("x", dtype, [f"d{i}" for i in range(len(shape))])
     view, found = browser_executor._feed(port, value)
     result = Tensor(view, found, dtype)
     assert result.shape == (tuple(value.shape) if hasattr(value, "shape") else shape)
@@ -259,10 +259,10 @@ def test_outputs_are_arrays_where_numpy_is_loaded() -> None:
 )
 def test_wrong_feeds(value: Any, dtype: str) -> None:
     with pytest.raises(InputError, match="input 'x'"):
-        browser_executor._feed(Port("x", dtype, ("n",)), value)
+        browser_executor._feed(Port("x", dtype, ["n"]), value)
 
 
 def test_flat_buffer_takes_the_models_shape() -> None:
-    port = Port("x", "float32", (2, 3))
+    port = Port("x", "float32", [2, 3])
     assert browser_executor._feed(port, array.array("f", range(6)))[1] == (2, 3)
     assert json.dumps(Tensor([1, 2]).tolist()) == "[1.0, 2.0]"
