@@ -131,6 +131,8 @@ async function update() {
 async function updateOnce(tokenizer) {
   const text = queryText();
   const start = performance.now();
+  // New lines appear at once, without a score.
+  rank(text);
   if (text && !known.has(text)) {
     const found = await embed([tokens(tokenizer, text)], true);
     if (!found) return;
@@ -174,7 +176,9 @@ function rank(text) {
     item.classList.toggle("top-one", Boolean(wanted) && place === 0);
     setBar(item.querySelector(".fill") ?? item, score || 0);
     const value = item.querySelector(".value");
-    if (value) value.textContent = Number.isNaN(score) ? "…" : score.toFixed(3).replace("-", "−");
+    const unknown = text ? "…" : "";
+    const shown = Number.isNaN(score) ? unknown : score.toFixed(3).replace("-", "−");
+    if (value) value.textContent = shown;
     return item;
   });
   ranking.replaceChildren(...items);
