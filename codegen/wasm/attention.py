@@ -42,15 +42,15 @@ class Knobs:
 
     rows: int = 4
     q_block: int = 64
-    kv_block: int = 64
+    kv_block: int = 128
     unroll: int = 4
 
 
 def space(spec: Attention, caps: WasmCaps) -> list[Knobs]:
     found: dict[Knobs, None] = {}
     for rows, q_block, kv_block, unroll in (
-        (4, 64, 64, 4),
         (4, 64, 128, 4),
+        (4, 64, 64, 4),
         (4, 128, 64, 4),
         (4, 32, 128, 4),
         (4, 32, 64, 4),

@@ -153,12 +153,12 @@ class _Emitter:
     # -- the tile ---------------------------------------------------------------------------------
 
     def _tile(self, tile: Tile) -> Function:
-        """(frame, A's row 0, B's panel, first row, tiles, first column, M, dump, batch...)."""
+        """(frame, A's row 0, B's panel, first row, tiles, first column, dump, batch...)."""
         spec = self.spec
         f = self.module.function(
-            f"matmul_{tile.rows}x{tile.columns}", Frame.types(spec, 7 + self.rank)
+            f"matmul_{tile.rows}x{tile.columns}", Frame.types(spec, 6 + self.rank)
         )
-        frame, (a, b, row, count, n0, m, dump, *batch) = Frame.inner(spec, f)
+        frame, (a, b, row, count, n0, dump, *batch) = Frame.inner(spec, f)
         k = f.hold(size(spec.k, frame.args))
         stride: IntLike
         if self.pack_a:
@@ -186,7 +186,6 @@ class _Emitter:
                 at: list[list[IntLike]] = [[*batch, m0 + r] for r in range(tile.rows)]
                 self.epilogue.store_tile(f, frame, core.acc, at, n0, n0, dump)
             f.assign(row, row + tile.rows)
-        del m
         return f
 
     def _panels(self, f: Function, frame: Frame, tile: Tile, k: IntLike) -> Panels:
@@ -242,7 +241,6 @@ class _Emitter:
                     in_block = f.value(imin(left, self.block_tiles))
                 group = f.value(affine(rest) // in_block)
                 tile = f.value(affine(rest) - affine(group) * in_block)
-                f.assign(tile, tile)
                 remaining = f.value(end - start)
                 here = f.value(affine(in_block) - tile)
                 count = f.value(imin(here, remaining))
@@ -306,7 +304,7 @@ class _Emitter:
                 b = f.value(offset_of(frame.operands[1], spec.b, [*coordinates, 0, n0], args))
                 if self.pack_b:
                     self._pack_b(f, frame, b, tile, n0, n, k, (at, group, packed_b), scratch)
-            f.push(*frame.all, a, b, row, count, n0, m, scratch, *coordinates)
+            f.push(*frame.all, a, b, row, count, n0, scratch, *coordinates)
             f.call(function)
 
         if len(tiles) == 1:
