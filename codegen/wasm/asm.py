@@ -1063,6 +1063,13 @@ class Function:
     i32x4_extmul_low_i16x8_u = _op(0xFD0BE, "vv", "v")
     i32x4_extmul_high_i16x8_u = _op(0xFD0BF, "vv", "v")
 
+    i64x2_shr_u = _op(0xFD0CD, "vi", "v")
+    i64x2_add = _op(0xFD0CE, "vv", "v")
+    i64x2_extmul_low_i32x4_s = _op(0xFD0DC, "vv", "v")
+    i64x2_extmul_high_i32x4_s = _op(0xFD0DD, "vv", "v")
+    i64x2_extmul_low_i32x4_u = _op(0xFD0DE, "vv", "v")
+    i64x2_extmul_high_i32x4_u = _op(0xFD0DF, "vv", "v")
+
     # -- vectors: floats --------------------------------------------------------------------------
 
     f32x4_ceil = _op(0xFD067, "v", "v")

@@ -471,15 +471,9 @@ class Lanes:
         """Integer operators that have no vector instruction, one lane at a time."""
         f, (a, b) = self.f, node.args
         constant = int(b.value or 0) if b.op is Op.CONST else None
-        power = constant is not None and constant > 0 and constant & (constant - 1) == 0
-        if node.op in (Op.UDIV, Op.UMOD) and constant is not None and power:
+        if node.op in (Op.UDIV, Op.UMOD) and constant is not None and constant > 0:
             self._push(a)
-            if node.op is Op.UDIV:
-                f.push(constant.bit_length() - 1)
-                f.i32x4_shr_u()
-            else:
-                f.i32x4_const(constant - 1)
-                f.v128_and()
+            _divide_by_constant(f, node.op, constant)
             return
         x, y = f.locals(V128, 2)
         self._push(a)
@@ -711,6 +705,45 @@ def _division(f: Function, op: Op) -> Function:
             g.select()
 
     return f.module.helper(f"i32_{op.value}", [I32, I32], [I32], build)
+
+
+def _divide_by_constant(f: Function, op: Op, divisor: int) -> None:
+    """[x] -> [x // divisor] or [x % divisor] for lanes >= 0.
+
+    A product with the reciprocal in 64 bits, which is exact for 31-bit x (Granlund & Montgomery,
+    "Division by Invariant Integers using Multiplication", theorem 4.2).
+    """
+    bits = (divisor - 1).bit_length()
+    if 1 << bits == divisor:
+        if op is Op.UDIV:
+            f.push(bits)
+            f.i32x4_shr_u()
+        else:
+            f.i32x4_const(divisor - 1)
+            f.v128_and()
+        return
+    x, low, reciprocal = f.locals(V128, 3)
+    f.set(x)
+    f.i32x4_const(-(-(1 << (31 + bits)) // divisor))
+    f.set(reciprocal)
+    f.get(x, reciprocal)
+    f.i64x2_extmul_low_i32x4_u()
+    f.push(31 + bits)
+    f.i64x2_shr_u()
+    f.set(low)
+    if op is Op.UMOD:
+        f.get(x)
+    f.get(low)
+    f.get(x, reciprocal)
+    f.i64x2_extmul_high_i32x4_u()
+    f.push(31 + bits)
+    f.i64x2_shr_u()
+    f.i32x4_shuffle(0, 2, 4, 6)
+    if op is Op.UMOD:
+        f.i32x4_const(divisor)
+        f.i32x4_mul()
+        f.i32x4_sub()
+    f.free_local(x, low, reciprocal)
 
 
 # --- vector operators ---------------------------------------------------------------------------
