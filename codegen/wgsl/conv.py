@@ -30,7 +30,7 @@ def Knobs(**fields: int | bool) -> core.Knobs | Depthwise:  # the family has thr
     """Knobs from their JSON form."""
     if "pixels" in fields:
         return Depthwise(**fields)  # type: ignore[arg-type]
-    return Few(**fields) if "shares" in fields else Tile(**fields)
+    return Few(**fields) if "shares" in fields else Tile(**fields)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)

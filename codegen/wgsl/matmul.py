@@ -17,7 +17,7 @@ Few = core.Few
 
 def Knobs(**fields: int) -> core.Knobs:  # the family has two kinds of knobs
     """Knobs from their JSON form."""
-    return Few(**fields) if "shares" in fields else Tile(**fields)
+    return Few(**fields) if "shares" in fields else Tile(**fields)  # type: ignore[arg-type]
 
 
 def space(spec: Matmul, caps: WgslCaps) -> list[core.Knobs]:

@@ -12,6 +12,7 @@ among threads), and tiles with the k axis divided among workgroups.
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,10 +42,16 @@ class Tile:
     tm: int
     tn: int
     splits: int = 1  # of the k axis, among workgroups; a second pass adds them up
+    ahead: bool = False  # the next bk is loaded into registers while this one is multiplied
 
     @property
     def threads(self) -> int:
         return (self.bm // self.tm) * (self.bn // self.tn)
+
+    @property
+    def even(self) -> bool:
+        """Whether every thread loads as many vec4s of each operand as any other."""
+        return self.bm * self.bk // 4 % self.threads == 0 == self.bn * self.bk // 4 % self.threads
 
     @property
     def storage(self) -> int:
@@ -96,6 +103,9 @@ class TileFields:
     check_k: bool
     split: bool
     splits: int
+    ahead: bool
+    a_loads: int  # vec4s per thread and step
+    b_loads: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,40 +140,61 @@ _TILES = (
     (64, 64, 16, 8, 4), (64, 64, 16, 4, 4), (64, 64, 16, 8, 8), (64, 64, 32, 8, 4),
     (64, 32, 32, 4, 4), (32, 64, 32, 4, 4), (32, 32, 32, 4, 4), (32, 32, 16, 2, 4),
     (16, 64, 32, 2, 4), (16, 64, 16, 4, 4), (16, 32, 32, 2, 4), (64, 16, 32, 4, 4),
+    (16, 32, 64, 2, 4), (32, 32, 64, 2, 4),
 )  # fmt: skip
-_SMALL = (32, 32, 32, 4, 4)
 
 
 def space(p: Product, caps: WgslCaps) -> list[Knobs]:
-    """Tiles from large to small, those that fill a device first; few-rows forms for small M."""
-    tiles = [t for t in (Tile(*shape) for shape in _TILES) if _legal(t, caps)]
+    """What a rough model of a GPU thinks fastest, first; few-rows forms first for small M."""
     few = [f for f in _few(p) if _legal_few(f, caps)]
-    m, n, z, k = (x if isinstance(x, int) else None for x in (p.m, p.n, p.z, p.k))
-    # Where sizes are dynamic, assume a middling product.
-    work = [
-        (_waste(t, m or 256, n or 256), _groups(t, m or 256, n or 256, z or 1), t) for t in tiles
-    ]
-    enough = [t for waste, groups, t in work if groups >= 128 and waste <= 1.35]
-    fallback = [t for waste, groups, t in sorted(work, key=lambda w: (w[0] > 1.6, -min(w[1], 128)))]
-    ordered = list(dict.fromkeys([*enough, *fallback]))
-    splits: list[Tile] = []
-    if k is not None and k >= 512:
-        for waste, groups, t in work:
-            want = min(16, 256 // max(groups, 1), k // 128)
-            if groups < 128 and want >= 2 and waste <= 1.35:
-                splits.append(Tile(t.bm, t.bn, t.bk, t.tm, t.tn, 1 << (want.bit_length() - 1)))
-    if m is not None and m <= 8:
-        return [*few, *ordered[-3:]]
-    return [*ordered[:12], *splits[:6], *few[:3]]
+    tiles: list[Tile] = []
+    shapes: Counter[tuple[int, ...]] = Counter()
+    for t in sorted(_tiles(p, caps), key=lambda t: _cycles(p, t)):
+        shape = (t.bm, t.bn, t.bk, t.tm, t.tn)
+        shapes[shape] += 1
+        if shapes[shape] <= 2:  # its best variants; tuning wants different shapes
+            tiles.append(t)
+    if isinstance(p.m, int) and p.m <= 8:
+        return [*few, *tiles[:8]]
+    return [*tiles[:18], *few[:3]]
 
 
-def _waste(t: Tile, m: int, n: int) -> float:
-    """Work done over work wanted."""
-    return (-(-m // t.bm) * t.bm) * (-(-n // t.bn) * t.bn) / max(m * n, 1)
+def _tiles(p: Product, caps: WgslCaps) -> list[Tile]:
+    k = p.k if isinstance(p.k, int) else 64
+    found = []
+    for shape in _TILES:
+        for splits in (1, 2, 4, 8, 16):
+            for ahead in (False, True):
+                t = Tile(*shape, splits, ahead)
+                long_enough = splits == 1 or k >= splits * t.bk * 4
+                if long_enough and (t.even or not ahead) and _legal(t, caps):
+                    found.append(t)
+    return found
 
 
-def _groups(t: Tile, m: int, n: int, z: int) -> int:
-    return -(-m // t.bm) * -(-n // t.bn) * z
+_USUAL = 256  # what a dynamic size is taken for
+_SLOTS = 96  # workgroups that run side by side, each at 128 multiplications per cycle
+_LATENCY = 600  # cycles from asking for a tile to having it
+
+
+def _cycles(p: Product, t: Tile) -> float:
+    """An estimate that orders candidates; only measuring tells how long they take."""
+    m, n, z, k = (x if isinstance(x, int) else _USUAL for x in (p.m, p.n, p.z, p.k))
+    z = z if isinstance(p.z, int) else 8
+    groups = -(-m // t.bm) * -(-n // t.bn) * z * t.splits
+    waves = max(1.0, groups / _SLOTS)
+    beside = min(4.0, waves)  # workgroups that share a slot and hide each other's latency
+    rate = min(128.0, t.threads * beside)
+    # Reads from workgroup memory per multiplication fall as a thread's tile grows.
+    busy = min(1.0, t.tm * t.tn / (t.tm + t.tn) / 3)
+    step = t.bm * t.bn * t.bk / rate / busy
+    wait = _LATENCY / beside * (0.4 if t.ahead else 1.0)
+    # Looking ahead costs registers, which the largest tiles have none to spare of.
+    if t.ahead and t.tm * t.tn >= 64:
+        step *= 1.1
+    # Partial sums go out to memory and come back, some thousand bytes per cycle.
+    second_pass = 6000 + m * n * z * t.splits * 8 / 1000 if t.splits > 1 else 0
+    return waves * max(1, -(-k // (t.bk * t.splits))) * (step + wait) + second_pass
 
 
 def _legal(t: Tile, caps: WgslCaps) -> bool:
@@ -235,7 +266,7 @@ def _few_pass(p: Product, f: Few, module: Module) -> Pass:
 
 
 def _tile_name(t: Tile) -> str:
-    return f"{t.bm}x{t.bn}x{t.bk}_{t.tm}x{t.tn}"
+    return f"{t.bm}x{t.bn}x{t.bk}_{t.tm}x{t.tn}{'a' if t.ahead else ''}"
 
 
 def _tile_pass(p: Product, t: Tile, module: Module) -> Pass:
@@ -257,6 +288,9 @@ def _tile_pass(p: Product, t: Tile, module: Module) -> Pass:
         check_k=not dim_multiple(p.k, t.bk),
         split=split,
         splits=t.splits,
+        ahead=t.ahead,
+        a_loads=t.bm * t.bk // 4 // t.threads,
+        b_loads=t.bn * t.bk // 4 // t.threads,
     )
     grid = fold_grid(ceildiv(p.m, t.bm) * ceildiv(p.n, t.bn) * p.z * t.splits)
     return module.dispatch("product", fields, grid, with_output=not split)

@@ -137,6 +137,7 @@ class Gpu:
         self.limits: Mapping[str, int] = dict(self.device.limits)
         self.name = _adapter_name(adapter)
         self._subgroup_size = _subgroup_size(adapter)
+        self._staging: Any = None
         self._layouts: dict[tuple[str, ...], tuple[Any, Any]] = {}
         self._pipelines: dict[tuple[str, tuple[str, ...]], Any] = {}
 
@@ -198,21 +199,31 @@ class Gpu:
             self.device.queue.write_buffer(buffer, offset, raw)
 
     def read(self, parts: Sequence[tuple[Any, int]]) -> list[memoryview]:
-        """The first bytes of several buffers, through one staging buffer and one wait."""
+        """The first bytes of several buffers; see `run`."""
+        return self.run((), parts)
+
+    def run(
+        self, dispatches: Iterable[Dispatch], parts: Sequence[tuple[Any, int]]
+    ) -> list[memoryview]:
+        """All dispatches, then the first bytes of some buffers: one submission, one wait, one
+        staging buffer, which stays for the next run."""
         offsets = list(itertools.accumulate((-(-n // 16) * 16 for _, n in parts), initial=0))
-        usage = self.wgpu.BufferUsage
-        staging = self.device.create_buffer(
-            size=max(offsets[-1], 16), usage=usage.MAP_READ | usage.COPY_DST
-        )
-        encoder = self.device.create_command_encoder()
+        total = max(offsets[-1], 16)
+        if self._staging is None or self._staging.size < total:
+            if self._staging is not None:
+                self._staging.destroy()
+            usage = self.wgpu.BufferUsage
+            self._staging = self.device.create_buffer(
+                size=total, usage=usage.MAP_READ | usage.COPY_DST
+            )
+        encoder = self.encode(dispatches)
         for (buffer, size), offset in zip(parts, offsets, strict=False):
             if size:
-                encoder.copy_buffer_to_buffer(buffer, 0, staging, offset, -(-size // 4) * 4)
+                encoder.copy_buffer_to_buffer(buffer, 0, self._staging, offset, -(-size // 4) * 4)
         self.device.queue.submit([encoder.finish()])
-        staging.map_sync(self.wgpu.MapMode.READ)
-        raw = memoryview(bytes(staging.read_mapped(copy=True)))
-        staging.unmap()
-        staging.destroy()
+        self._staging.map_sync(self.wgpu.MapMode.READ, 0, total)
+        raw = memoryview(self._staging.read_mapped(0, total, copy=True)).cast("B")
+        self._staging.unmap()
         return [raw[o : o + n] for (_, n), o in zip(parts, offsets, strict=False)]
 
     # ---- pipelines ---------------------------------------------------------------------------
@@ -349,8 +360,7 @@ class Gpu:
         """One call on fresh buffers: what the kernel tests use."""
         self.pipelines([kernel])
         prepared = self.prepare(kernel, operands, args, out_bytes, poison)
-        self.submit(prepared.dispatches)
-        (raw,) = self.read([(prepared.output, out_bytes)])
+        (raw,) = self.run(prepared.dispatches, [(prepared.output, out_bytes)])
         prepared.destroy()
         return raw
 

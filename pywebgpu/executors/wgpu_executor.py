@@ -93,9 +93,8 @@ class WgpuExecutor:
                 self.gpu.poison(slot)
         for port in self.plan.inputs:
             self._write(port, arrays[port.name])
-        self.gpu.submit(frame.dispatches)
         parts = [(self._buffer(p.buffer), base.port_bytes(p, symbols)) for p in wanted]
-        raw = self.gpu.read(parts)
+        raw = self.gpu.run(frame.dispatches, parts)
         return {
             port.name: base.from_storage(port, np.frombuffer(data, np.uint8), symbols)
             for port, data in zip(wanted, raw, strict=True)
