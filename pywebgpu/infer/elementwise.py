@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..codegen.dims import Dim
+from ..errors import UnsupportedError
 from ..graph import DType, TensorType
 from ..onnx_types import dtype_of
 from . import elements as el
@@ -45,6 +46,12 @@ def infer_unary(site: Site) -> TensorType:
 def infer_like_first(site: Site) -> TensorType | list[TensorType]:
     x = site.input(0)
     if site.node.op == "Dropout":
+        if site.has(2) and site.value(2) != (0,):
+            raise UnsupportedError(
+                "dropout in training mode is not supported",
+                where=site.node.where(),
+                remedy="Export the model in evaluation mode (model.eval())",
+            )
         if len(site.node.outputs) > 1:
             return [x, like(x, x.shape, DType.BOOL)]
     elif site.node.op == "CastLike":

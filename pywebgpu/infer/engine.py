@@ -234,17 +234,18 @@ def _constant_if(graph: Graph, node: Node) -> list[Node] | None:
         if name in branch.constants:
             graph.constants[names[name]] = branch.constants[name]
             graph.types[names[name]] = branch.types[name]
-    nodes = [_renamed(inner, names) for inner in branch.nodes]
+    nodes = [renamed(inner, names) for inner in branch.nodes]
     for inner_out, out in zip(branch.outputs, node.outputs, strict=True):
         nodes.append(Node("Identity", [names.get(inner_out, inner_out)], [out], name=out))
     return nodes
 
 
-def _renamed(node: Node, names: dict[str, str]) -> Node:
+def renamed(node: Node, names: dict[str, str]) -> Node:
+    """Rename what a node reads and makes, also inside its bodies; returns the node."""
     for body in subgraphs(node):
         hidden = {*body.inputs, *body.constants, *body.producers()}
         inner = {k: v for k, v in names.items() if k not in hidden}
-        body.nodes = [_renamed(n, inner) for n in body.nodes]
+        body.nodes = [renamed(n, inner) for n in body.nodes]
         body.outputs = [inner.get(o, o) for o in body.outputs]
     node.inputs = [names.get(i, i) for i in node.inputs]
     node.outputs = [names.get(o, o) for o in node.outputs]

@@ -337,6 +337,8 @@ def _from_operator(edit: Editor, node: Node) -> bool:
     """ONNX's own Attention, where it has no past, no present and nothing odd."""
     if len(node.outputs) > 1 or node.attrs.get("softcap", 0.0):
         return False
+    if any(node.attrs.get(f"{side}_window_size", -1) != -1 for side in ("left", "right")):
+        return False
     if any(node.inputs[4:]) or node.attrs.get("qk_matmul_output_mode", 0):
         return False
     q, k, v = (_operator_side(edit, node, i) for i in range(3))
@@ -353,7 +355,7 @@ def _from_operator(edit: Editor, node: Node) -> bool:
         bias = _operator_mask(edit, bias, edit.type(q.name).dtype)
     out = edit.shape(node.outputs[0])
     if len(out) == 4:
-        _become(edit, node, (q, k, v), bias, "bhsd", scale, causal, False)
+        _become(edit, node, (q, k, v), bias, "bhsd", scale, causal, True)
         return True
     inner = edit.insert(
         "Attention",
@@ -366,7 +368,8 @@ def _from_operator(edit: Editor, node: Node) -> bool:
         out_axes="bshd",
         scale=float(scale),
         causal=causal,
-        zero_masked_rows=False,
+        # ONNX's operator gives 0 where every key is masked.
+        zero_masked_rows=True,
     )
     edit.become(node, "Reshape", [inner, edit.sizes(out)], allowzero=1)
     return True

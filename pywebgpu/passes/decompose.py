@@ -6,14 +6,19 @@ Fusion comes first, so what it recognises is never taken apart.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import onnx
 from onnx import helper, inliner
 
 from ..errors import ModelError, UnsupportedError
 from ..graph import Graph, Node
 from ..infer import Problems, infer_graph
+from ..infer.engine import renamed
 from ..onnx_types import ELEMENT_CODES, LATEST, node_proto
 
+_LOCAL = "pywebgpu.definitions"
 _DEPTH = 4  # functions defined by functions
 _KEPT = {"Bernoulli", "SequenceMap"}
 
@@ -72,8 +77,7 @@ def expand(graph: Graph, node: Node) -> list[Node] | None:
         names[name] = graph.fresh(f"{node.outputs[0]}/{name}")
         graph.constants[names[name]], graph.types[names[name]] = array, type_
     for inner in nodes:
-        inner.inputs = [names.get(name, name) for name in inner.inputs]
-        inner.outputs = [names.get(name, name) for name in inner.outputs]
+        renamed(inner, names)
         inner.name = f"{node.name}/{inner.name}"
     return nodes
 
@@ -85,16 +89,51 @@ def _inlined(graph: Graph, node: Node) -> onnx.GraphProto | None:
         return helper.make_tensor_value_info(name, ELEMENT_CODES[type_.dtype], shape)
 
     try:
+        function = _function(graph, node, info)
+        call = node_proto(node)
+        call.domain = _LOCAL
         proto = helper.make_graph(
-            [node_proto(node)],
+            [call],
             "one",
             [info(name) for name in dict.fromkeys(node.inputs) if name],
             [info(name) for name in node.outputs if name and name in graph.types],
         )
-        model = helper.make_model(proto, opset_imports=[helper.make_opsetid("", LATEST)])
-        made = inliner.inline_selected_functions(
-            model, [("", node.op)], exclude=False, inline_schema_functions=True
-        )
+        opsets = [helper.make_opsetid("", LATEST), helper.make_opsetid(_LOCAL, 1)]
+        model = helper.make_model(proto, opset_imports=opsets, functions=[function])
+        made = inliner.inline_local_functions(model)
     except Exception:  # the binding raises bare RuntimeErrors; the node is then unsupported
         return None
     return made.graph if made.graph.node else None
+
+
+def _function(
+    graph: Graph, node: Node, info: Callable[[str], onnx.ValueInfoProto]
+) -> onnx.FunctionProto:
+    """The operator's definition as a function of a model.
+
+    The inliner could look it up itself, but fails on calls that omit an input between others.
+    """
+    schema: Any = onnx.defs.get_schema(node.op, LATEST, "")
+    if schema.has_context_dependent_function:
+        types = [
+            (info(name).type if name else onnx.TypeProto()).SerializeToString()
+            for name in node.inputs
+        ]
+        version = max(schema.context_dependent_function_opset_versions)
+        data = schema.get_context_dependent_function_with_opset_version(
+            version, node_proto(node).SerializeToString(), types
+        )
+        function = onnx.FunctionProto.FromString(data)
+    else:
+        version = max(schema.function_opset_versions)
+        function = onnx.FunctionProto.FromString(schema.get_function_with_opset_version(version))
+    function.domain, function.name = _LOCAL, node.op
+    # The newest definition is written in operators whose newest form is the same.
+    del function.opset_import[:]
+    function.opset_import.append(helper.make_opsetid("", LATEST))
+    for name, attribute in schema.attributes.items():
+        # What the call leaves out has the operator's default.
+        if attribute.default_value.type and name in function.attribute:
+            function.attribute.remove(name)
+            function.attribute_proto.append(attribute.default_value)
+    return function
