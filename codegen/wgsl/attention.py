@@ -117,7 +117,7 @@ _BLOCKS = (
 def space(spec: Attention, caps: WgslCaps) -> list[Kinds]:
     """Large blocks first; one query at a time where there are few queries."""
     limit = min(caps.max_invocations, caps.max_workgroup_size[0])
-    flash: list[Kinds] = []
+    flash: list[Flash] = []
     for staged in (True, False):
         for shape in _BLOCKS:
             k = Flash(*shape, staged)
@@ -129,12 +129,17 @@ def space(spec: Attention, caps: WgslCaps) -> list[Kinds]:
         Decode(n) for n in (64, 128, 256)
         if n <= limit and _decode_storage(spec, n) <= caps.max_workgroup_storage
     ]  # fmt: skip
-    few = isinstance(spec.q_len, int) and spec.q_len <= 4
-    if few:
+    if isinstance(spec.q_len, int) and spec.q_len <= 4:
         return [*decode, *flash[:6]]
-    staged_first = [k for k in flash if isinstance(k, Flash) and k.staged]
-    direct = [k for k in flash if isinstance(k, Flash) and not k.staged]
-    return [*staged_first[:10], *direct[:6], *decode]
+    staged = [k for k in flash if k.staged]
+    # Small blocks of many threads fill a device with few heads and queries; large ones read
+    # each key less often.
+    large = isinstance(spec.q_len, int) and spec.q_len * spec.heads >= 8192
+    if not large:
+        staged.sort(key=lambda k: (k.bq > 16, k.threads < 64, -k.threads))
+    direct = [k for k in flash if not k.staged]
+    direct.sort(key=lambda k: k.tq * _v_columns(k, spec.v_dim) > 16)
+    return [*staged[:10], *direct[:6], *decode]
 
 
 def _decode_storage(spec: Attention, threads: int) -> int:

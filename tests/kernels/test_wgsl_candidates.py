@@ -3,6 +3,8 @@ the adapter offers ("wgpu") and with what every device does ("wgpu-floor")."""
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -180,6 +182,17 @@ def test_grid_beyond_one_dimension() -> None:
     knobs = [k for k in wgsl.space(spec, WgslCaps()) if k.workgroup == 64 and k.repeat == 1][-1:]
     x = np.arange(count, dtype=np.float32)
     harness.check("wgpu", spec, [x], (), count, candidates=knobs)
+
+
+def test_what_is_bound_is_used() -> None:
+    """A pipeline's automatic layout leaves out bindings that its shader does not use."""
+    for name, case in one_of_each():
+        for knobs in wgsl.space(case.spec, WgslCaps()):
+            for one in wgsl.render(case.spec, knobs).passes:
+                names = re.findall(r"@binding\(\d+\) var<[^>]+> (\w+)", one.code)
+                assert len(names) == len(one.bindings)
+                for bound in names:
+                    assert len(re.findall(rf"\b{bound}\b", one.code)) > 1, (name, bound)
 
 
 def test_split_products_are_offered() -> None:
