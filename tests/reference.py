@@ -62,6 +62,14 @@ def evaluate(
     return out
 
 
+def stored_elements(spec: KernelSpec, operands: Sequence[Array], args: Sequence[int] = ()) -> Array:
+    """The elements of the output buffer that the kernel writes."""
+    env = {f"a{i}": int(a) for i, a in enumerate(args)}
+    with np.errstate(all="ignore"):
+        index, _ = _FAMILIES[type(spec)](spec, [o.ravel() for o in operands], env)
+    return np.unique(index)
+
+
 def _dims(dims: Sequence[Dim], env: dict[str, int]) -> list[int]:
     return [evaluate_dim(d, env) for d in dims]
 

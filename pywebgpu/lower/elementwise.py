@@ -8,6 +8,7 @@ from typing import Any
 
 from ..codegen import scalar as sc
 from ..codegen.scalar import Op, Scalar, Type
+from ..errors import UnsupportedError
 from ..graph import DType, Node
 from .engine import Lowering, convert
 from .registry import LOWERINGS, lowers
@@ -295,6 +296,13 @@ def lower_quick_gelu(lw: Lowering, node: Node) -> Value:
 
 @lowers("Identity", "Dropout")
 def lower_identity(lw: Lowering, node: Node) -> list[Value]:
+    training = lw.optional(node, 2) if node.op == "Dropout" else None
+    if training is not None and not (training.constant is not None and not training.constant.any()):
+        raise UnsupportedError(
+            "training mode drops elements at random",
+            where=node.where(),
+            remedy="Export the model for inference (model.eval())",
+        )
     values = [lw.alias(lw.input(node, 0))]
     if len(node.outputs) > 1 and node.outputs[1]:  # Dropout's mask: nothing is dropped
         dtype, shape = lw.out(node, 1)
