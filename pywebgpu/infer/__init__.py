@@ -1,12 +1,13 @@
 """Types, shapes and known sizes of every value; see `engine.infer_graph`."""
 
-from . import control, elementwise, movement, neural, reduce
+from . import contrib, control, elementwise, movement, neural, reduce
 from .engine import Problems, infer_graph, infer_node, unbound_sizes
 from .registry import DataDependent
 
 __all__ = [
     "DataDependent",
     "Problems",
+    "contrib",
     "control",
     "elementwise",
     "infer_graph",

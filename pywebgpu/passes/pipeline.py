@@ -9,6 +9,7 @@ from ..infer import Problems, infer_graph
 from .activations import fuse_activations
 from .attention import fuse_attention
 from .batchnorm import fold_batch_norm
+from .contrib import rewrite_contrib
 from .cse import share
 from .decompose import decompose
 from .gathers import simplify_gathers
@@ -26,7 +27,13 @@ def fold(graph: Graph) -> bool:
 
 
 CLEANING: tuple[Pass, ...] = (fold, simplify, simplify_gathers, share)
-FUSING: tuple[Pass, ...] = (fold_batch_norm, fuse_norms, fuse_activations, fuse_attention)
+FUSING: tuple[Pass, ...] = (
+    rewrite_contrib,
+    fold_batch_norm,
+    fuse_norms,
+    fuse_activations,
+    fuse_attention,
+)
 _ROUNDS = 12
 
 
@@ -51,6 +58,3 @@ def optimise(graph: Graph) -> Graph:
     if decompose(graph):
         clean(graph)
     return graph
-
-
-run = optimise

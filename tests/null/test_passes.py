@@ -57,7 +57,8 @@ class Builder:
         for info in infos:
             info.type.tensor_type.ClearField("shape")
         graph = helper.make_graph(self.nodes, "g", self.inputs, infos, self.constants)
-        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
+        opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid("com.microsoft", 1)]
+        made = helper.make_model(graph, opset_imports=opsets)
         made.ir_version = 9
         return made
 
@@ -451,6 +452,74 @@ def test_gather_nd_along_ranges_is_a_reshape() -> None:
     y = b("GatherND", m, b("Concat", *parts, axis=-1))
     graph = optimised(b.model(y), m=floats(2, 5))
     assert ops(graph) == ["Reshape"]
+
+
+# Operators of ONNX Runtime's own domain
+
+CONTRIB = "com.microsoft"
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("zeros", [True, False])
+def test_matmul_n_bits(bits: int, zeros: bool) -> None:
+    n, k, block = 6, 40, 16
+    blocks = -(-k // block)
+    packed = RNG.integers(0, 256, (n, blocks, block * bits // 8)).astype(np.uint8)
+    extra = []
+    if zeros:
+        extra = [RNG.integers(0, 256, (n, -(-blocks * bits // 8))).astype(np.uint8)]
+    b = Builder()
+    x = b.input("x", ["m", k])
+    scales = np.abs(floats(n, blocks))
+    y = b(
+        "MatMulNBits", x, packed, scales, *extra,
+        domain=CONTRIB, K=k, N=n, bits=bits, block_size=block,
+    )  # fmt: skip
+    assert ops(optimised(b.model(y), x=floats(3, k))) == ["MatMul"]
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_multi_head_attention(biased: bool) -> None:
+    b = Builder()
+    q = b.input("q", ["b", "s", 16])
+    k, v = (b.input(name, ["b", "t", 16]) for name in "kv")
+    feeds = {"q": floats(2, 3, 16), "k": floats(2, 5, 16), "v": floats(2, 5, 16)}
+    extra = []
+    if biased:
+        extra = ["", "", b.input("m", ["b", 1, "s", "t"])]
+        feeds["m"] = floats(2, 1, 3, 5)
+    y = b("MultiHeadAttention", q, k, v, *extra, domain=CONTRIB, num_heads=4)
+    attention(optimised(b.model(y), **feeds))
+
+
+@pytest.mark.parametrize("interleaved", [0, 1])
+def test_rotary_embedding(interleaved: int) -> None:
+    b = Builder()
+    x = b.input("x", ["b", 4, "s", 8])
+    p = b.input("p", ["b", "s"], I)
+    y = b(
+        "RotaryEmbedding", x, p, floats(16, 4), floats(16, 4),
+        domain=CONTRIB, interleaved=interleaved,
+    )  # fmt: skip
+    positions = RNG.integers(0, 16, (2, 5))
+    graph = optimised(b.model(y), x=floats(2, 4, 5, 8), p=positions)
+    assert not any(n.domain for n in graph.nodes)
+
+
+@pytest.mark.parametrize("placed", [True, False])
+def test_embed_layer_normalization(placed: bool) -> None:
+    b = Builder()
+    ids = b.input("ids", ["b", "s"], TensorProto.INT32)
+    kinds = b.input("kinds", ["b", "s"], TensorProto.INT32)
+    feeds = {n: RNG.integers(0, 2, (2, 5)).astype(np.int32) for n in ("ids", "kinds")}
+    extra = []
+    if placed:
+        extra = ["", b.input("where", ["b", "s"], TensorProto.INT32)]
+        feeds["where"] = RNG.integers(0, 16, (2, 5)).astype(np.int32)
+    tables = [floats(9, 8), floats(16, 8), floats(2, 8), floats(8), floats(8)]
+    y, _ = b("EmbedLayerNormalization", ids, kinds, *tables, *extra, outputs=2, domain=CONTRIB)
+    graph = optimised(b.model(y), **feeds)
+    assert "LayerNormalization" in ops(graph)
 
 
 # Whole models

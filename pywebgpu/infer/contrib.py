@@ -1,0 +1,92 @@
+"""Types of the operators of domain com.microsoft that exporters and optimisers emit."""
+
+from __future__ import annotations
+
+from ..codegen.dims import Dim, floordiv
+from ..graph import TensorType
+from .neural import infer_conv, infer_gemm, matmul_shape
+from .registry import Site, infers, like
+
+MICROSOFT = "com.microsoft"
+
+infers("FusedConv", domain=MICROSOFT)(infer_conv)
+infers("FusedGemm", domain=MICROSOFT)(infer_gemm)
+
+
+@infers("Gelu", "FastGelu", "BiasGelu", "QuickGelu", "BiasAdd", "RotaryEmbedding", domain=MICROSOFT)
+def infer_like_input(site: Site) -> TensorType:
+    return site.input(0)
+
+
+@infers("SimplifiedLayerNormalization")
+def infer_simplified_layer_norm(site: Site) -> list[TensorType]:
+    """Written into ONNX's own domain by ONNX Runtime's optimiser: RMSNormalization."""
+    x = site.input(0)
+    axis = site.axis(site.attr("axis", -1), len(x.shape))
+    rest = like(x, [d if i < axis else 1 for i, d in enumerate(x.shape)])
+    return [x, rest][: max(1, len(site.node.outputs))]
+
+
+@infers("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
+def infer_skip_layer_norm(site: Site) -> list[TensorType]:
+    """Outputs: normalised, mean, inverse deviation, input + skip + bias."""
+    x = site.input(0)
+    rest = like(x, (*x.shape[:-1], 1))
+    return [x, rest, rest, x][: len(site.node.outputs)]
+
+
+@infers("EmbedLayerNormalization", domain=MICROSOFT)
+def infer_embed_layer_norm(site: Site) -> list[TensorType | None]:
+    ids, table = site.input(0), site.input(2)
+    out = like(table, (*ids.shape, table.shape[-1]))
+    found: list[TensorType | None] = [out, like(ids, (ids.shape[0],)), out]
+    return found[: len(site.node.outputs)]
+
+
+@infers("FusedMatMul", "TransposeMatMul", domain=MICROSOFT)
+def infer_fused_matmul(site: Site) -> TensorType:
+    a, b = site.input(0), site.input(1)
+    left, right = list(a.shape), list(b.shape)
+    if site.attr("transA", 0):
+        left[-2:] = left[-2:][::-1]
+    if site.attr("transB", 0):
+        right[-2:] = right[-2:][::-1]
+    return like(a, matmul_shape(site, tuple(left), tuple(right)))
+
+
+@infers("MatMulNBits", domain=MICROSOFT)
+def infer_matmul_n_bits(site: Site) -> TensorType:
+    x = site.input(0)
+    site.same(x.shape[-1], site.attr("K"))
+    return like(x, (*x.shape[:-1], site.attr("N")))
+
+
+@infers("MultiHeadAttention", domain=MICROSOFT)
+def infer_multi_head_attention(site: Site) -> list[TensorType]:
+    """q (b, s, h*d); k and v alike, or (b, h, s, d); or all three packed in q: (b, s, h, 3, d)."""
+    q, heads = site.input(0), site.attr("num_heads")
+    width: Dim
+    length: Dim
+    if len(q.shape) == 5:
+        width, length = q.shape[2] * q.shape[4], q.shape[1]
+    elif site.has(2):
+        v = site.input(2)
+        width = v.shape[2] if len(v.shape) == 3 else v.shape[1] * v.shape[3]
+        length = v.shape[1] if len(v.shape) == 3 else v.shape[2]
+    else:
+        width, length = q.shape[2], site.shape(1)[1]
+    past: Dim = site.shape(6)[2] if site.has(6) else 0
+    cache = like(q, (q.shape[0], heads, past + length, floordiv(width, heads)))
+    out = like(q, (q.shape[0], q.shape[1], width))
+    return [out, cache, cache][: len(site.node.outputs)]
+
+
+@infers("GroupQueryAttention", domain=MICROSOFT)
+def infer_group_query_attention(site: Site) -> list[TensorType]:
+    q, heads, kv_heads = site.input(0), site.attr("num_heads"), site.attr("kv_num_heads")
+    b, s, width = q.shape
+    packed = not site.has(1)
+    size = floordiv(width, heads + 2 * kv_heads if packed else heads)
+    past: Dim = site.shape(3)[2] if site.has(3) else 0
+    cache = like(q, (b, kv_heads, past + s, size))
+    return [like(q, (b, s, size * heads)), cache, cache][: len(site.node.outputs)]

@@ -1,0 +1,162 @@
+"""Operators of domain com.microsoft in terms of ONNX's and internal ones.
+
+1. MatMulNBits with constant weights: the weights are unpacked, and it is a MatMul.
+2. RotaryEmbedding: ONNX's operator of that name, with its inputs in another order.
+3. MultiHeadAttention without a cache: the internal attention.
+4. EmbedLayerNormalization: its three lookups, sums and LayerNormalization.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..graph import INTERNAL, Graph, Node
+from ..infer.contrib import MICROSOFT
+from .edit import Editor
+
+Array = np.ndarray[Any, Any]
+
+
+def rewrite_contrib(graph: Graph) -> bool:
+    edit = Editor(graph)
+    for node in edit.sweep():
+        if node.domain != MICROSOFT:
+            continue
+        if node.op == "MatMulNBits":
+            _matmul_n_bits(edit, node)
+        elif node.op == "RotaryEmbedding":
+            _rotary(edit, node)
+        elif node.op == "MultiHeadAttention":
+            _multi_head(edit, node)
+        elif node.op == "EmbedLayerNormalization":
+            _embeddings(edit, node)
+    return edit.finish()
+
+
+def _given(node: Node, index: int) -> str:
+    return node.inputs[index] if index < len(node.inputs) else ""
+
+
+def unpack_bits(
+    packed: Array, scales: Array, zeros: Array | None, n: int, k: int, bits: int
+) -> Array:
+    """Weights (k, n) from blocks along k: `packed` (n, blocks, bytes), low bits first."""
+    flat = packed.reshape(n, -1, packed.shape[-1])
+    blocks, size = flat.shape[1], flat.shape[2] * 8 // bits
+    numbers = _bit_fields(flat, bits).reshape(n, blocks, size).astype(np.float32)
+    scale = scales.astype(np.float32).reshape(n, blocks, 1)
+    offset: Array = np.full((n, blocks, 1), float(1 << (bits - 1)), np.float32)
+    if zeros is not None and zeros.dtype == np.uint8:
+        rows = _bit_fields(zeros.reshape(n, -1), bits).reshape(n, -1)[:, :blocks]
+        offset = rows.astype(np.float32).reshape(n, blocks, 1)
+    elif zeros is not None:
+        offset = zeros.astype(np.float32).reshape(n, blocks, 1)
+    return np.ascontiguousarray(((numbers - offset) * scale).reshape(n, -1)[:, :k].T)
+
+
+def _bit_fields(data: Array, bits: int) -> Array:
+    parts = [(data >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
+    return np.stack(parts, axis=-1).reshape(*data.shape[:-1], -1)
+
+
+def _matmul_n_bits(edit: Editor, node: Node) -> bool:
+    packed, scales = edit.constant(node.inputs[1]), edit.constant(node.inputs[2])
+    zeros = edit.constant(_given(node, 3)) if _given(node, 3) else None
+    bits = node.attrs.get("bits", 4)
+    if packed is None or scales is None or _given(node, 4) or bits not in (2, 4, 8):
+        return False
+    if _given(node, 3) and zeros is None:
+        return False
+    weights = unpack_bits(packed, scales, zeros, node.attrs["N"], node.attrs["K"], bits)
+    dtype = edit.type(node.inputs[0]).dtype.numpy
+    name = edit.graph.add_constant(node.inputs[1], weights.astype(dtype))
+    bias = _given(node, 5)
+    if not bias:
+        edit.become(node, "MatMul", [node.inputs[0], name])
+    else:
+        product = edit.insert("MatMul", [node.inputs[0], name], stem=node.outputs[0])
+        edit.become(node, "Add", [product, bias])
+    return True
+
+
+def _rotary(edit: Editor, node: Node) -> bool:
+    x, positions, cos, sin = node.inputs[:4]
+    if node.attrs.get("scale", 1.0) != 1.0 or node.attrs.get("is_packed_batching", 0):
+        return False
+    shape = edit.shape(x)
+    if edit.shape(positions) != (shape[0], shape[-2]):
+        return False  # one offset for all rows
+    attrs = {
+        "interleaved": node.attrs.get("interleaved", 0),
+        "rotary_embedding_dim": node.attrs.get("rotary_embedding_dim", 0),
+    }
+    if len(shape) == 3:
+        heads = node.attrs.get("num_heads", 0)
+        half = edit.shape(cos)[1]
+        if not heads and isinstance(shape[2], int) and isinstance(half, int):
+            heads = shape[2] // (2 * half)
+        attrs["num_heads"] = heads
+    edit.become(node, "RotaryEmbedding", [x, cos, sin, positions], **attrs)
+    return True
+
+
+def _multi_head(edit: Editor, node: Node) -> bool:
+    if len(node.outputs) > 1 or any(_given(node, i) for i in (3, 4, 6, 7, 8, 9)):
+        return False
+    if not (_given(node, 1) and _given(node, 2)):
+        return False
+    heads = node.attrs["num_heads"]
+    sides = []
+    for name in node.inputs[:3]:
+        shape = edit.shape(name)
+        if len(shape) == 4:
+            sides.append((name, "bhsd"))
+        elif len(shape) == 3 and isinstance(shape[2], int):
+            split = (*shape[:2], heads, shape[2] // heads)
+            sides.append((edit.reshape(name, split), "bshd"))
+        else:
+            return False
+    size = edit.shape(sides[0][0])[3]
+    if not isinstance(size, int):
+        return False
+    causal = bool(node.attrs.get("unidirectional", 0))
+    bias = _given(node, 5)
+    inner = edit.insert(
+        "Attention",
+        [*(name for name, _ in sides), *([bias] if bias else [])],
+        domain=INTERNAL,
+        stem=node.outputs[0],
+        q_axes=sides[0][1],
+        k_axes=sides[1][1],
+        v_axes=sides[2][1],
+        out_axes="bshd",
+        scale=float(node.attrs.get("scale", 0.0) or size**-0.5),
+        causal=causal,
+        zero_masked_rows=False,
+    )
+    whole = edit.sizes(edit.shape(node.outputs[0]))
+    edit.become(node, "Reshape", [inner, whole], allowzero=1)
+    return True
+
+
+def _embeddings(edit: Editor, node: Node) -> bool:
+    ids, segments, words, positions, kinds, gamma, beta = node.inputs[:7]
+    if len(node.outputs) > 1 and any(edit.uses(name) for name in node.outputs[1:] if name):
+        return False
+    total = edit.insert("Gather", [words, ids], stem=node.outputs[0], axis=0)
+    where = _given(node, 8)
+    if where:
+        places = edit.insert("Gather", [positions, where], axis=0)
+    else:
+        zero = edit.graph.add_constant("zero", np.array([0], np.int64))
+        places = edit.insert("Slice", [positions, zero, edit.sizes([edit.shape(ids)[1]]), zero])
+    total = edit.insert("Add", [total, places], stem=node.outputs[0])
+    if segments and kinds:
+        kind = edit.insert("Gather", [kinds, segments], axis=0)
+        total = edit.insert("Add", [total, kind], stem=node.outputs[0])
+    node.outputs = node.outputs[:1]
+    epsilon = node.attrs.get("epsilon", 1e-12)
+    edit.become(node, "LayerNormalization", [total, gamma, beta], axis=-1, epsilon=epsilon)
+    return True
