@@ -26,6 +26,7 @@ from .product import (
     Core,
     Panels,
     Tile,
+    check_storage,
     copy_floats,
     copy_plane,
     offset_of,
@@ -73,6 +74,7 @@ def space(spec: Attention, caps: WasmCaps) -> list[Knobs]:
 
 
 def emit(module: Module, spec: Attention, knobs: Knobs) -> WasmKernel:
+    check_storage(spec)
     return _Emitter(module, spec, knobs).kernel()
 
 

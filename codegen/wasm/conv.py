@@ -28,6 +28,7 @@ from .product import (
     Panels,
     Row,
     Tile,
+    check_storage,
     copy_floats,
     copy_plane,
     fill_zero,
@@ -105,6 +106,7 @@ def _pixels(spec: Conv, block: tuple[int, int]) -> int | None:
 
 
 def emit(module: Module, spec: Conv, knobs: Knobs | depthwise.Knobs) -> WasmKernel:
+    check_storage(spec)
     if isinstance(knobs, depthwise.Knobs):
         return depthwise.emit(module, spec, knobs)
     return _Emitter(module, spec, knobs).kernel()

@@ -25,6 +25,7 @@ from .product import (
     Frame,
     Panels,
     Tile,
+    check_storage,
     copy_plane,
     offset_of,
     pack_transposed,
@@ -105,6 +106,7 @@ def _block(spec: Matmul, direct: bool) -> int:
 
 
 def emit(module: Module, spec: Matmul, knobs: Knobs) -> WasmKernel:
+    check_storage(spec)
     return _Emitter(module, spec, knobs).kernel()
 
 

@@ -13,13 +13,19 @@ from dataclasses import dataclass
 from .. import scalar as sc
 from ..dims import Atom, Dim, _terms
 from ..scalar import Scalar, walk
-from ..spec import PANEL, Conv, Matmul, View
+from ..spec import PANEL, Attention, Conv, Matmul, Storage, View
 from .asm import I32, V128, Function, Int, IntLike, Local, Module, ValType, affine, imax, imin
 from .math import expand
 from .scalar import Lanes
 
 VECTORS = PANEL // 4
 """Vectors in a row of a panel."""
+
+
+def check_storage(spec: Matmul | Conv | Attention) -> None:
+    """Raises ValueError for what WebAssembly has no loads for."""
+    if Storage.F16 in (*spec.operands, spec.output):
+        raise ValueError("f16 storage is not available in WebAssembly")
 
 
 def size(dim: Dim, args: Sequence[Local]) -> IntLike:
@@ -501,33 +507,59 @@ class Epilogue:
         with f.scope():
             left = f.value(affine(size(self.columns, frame.args)) - n0)
             present = f.value(imin(left, width))
-            for r, at in enumerate(coordinates):
-                f.push(*frame.all, *at, channel, present, dump + r * width * 4)
+            together = _consecutive(coordinates)
+            rows = len(coordinates) if together else 1
+            for r, at in enumerate(coordinates[:1] if together else coordinates):
+                f.push(*frame.all, *at, rows, channel, present, dump + r * width * 4, width * 4)
                 f.call(self._rows_function())
 
     def _rows_function(self) -> Function:
-        """(frame, coordinates..., first column, columns, accumulators): one row."""
+        """(frame, coordinates..., rows, first column, columns, accumulators, bytes per row).
+
+        The last coordinate but one counts up from row to row.
+        """
         if self._rows is None:
-            f = self._rows = self.module.function("finish", Frame.types(self.spec, self.rank + 2))
+            f = self._rows = self.module.function("finish", Frame.types(self.spec, self.rank + 4))
             self._finish(f)
         return self._rows
 
     def _finish(self, f: Function) -> None:
-        frame, (*at, channel, count, dump) = Frame.inner(self.spec, f)
+        frame, (*at, rows, channel, count, dump, pitch) = Frame.inner(self.spec, f)
         acc, j = f.local(V128), f.local(I32)
-        last = f.value(count - 3)
-        axes: dict[int, IntLike] = dict(enumerate(at))
-        f.assign(j, 0)
+        whole = f.value(count & -4)
+        outer: dict[int, IntLike] = dict(enumerate(at[:-1]))
+        row = at[-1]
         exact = isinstance(self.columns, int) and self.columns % 4 == 0
-        for vector, end, step in ((True, last, 4), (False, count, 1)):
-            if not vector and exact:
-                continue
+        first_row, first_dump, i = f.value(row), f.value(dump), f.local(I32)
+        for vector, begin, end, step in ((True, 0, whole, 4), (False, whole, count, 1)):
+            if not vector:
+                if exact:
+                    continue
+                f.assign(row, first_row)
+                f.assign(dump, first_dump)
             lanes = self._lanes(f, frame, vector)
-            with lanes.level(axes), f.loop_range(j, None, end, step):
-                if vector:
-                    f.v128_load(addr=dump + j * 4)
-                else:
-                    f.v128_load32_zero(addr=dump + j * 4)
-                f.set(acc)
-                with lanes.level({self.rank - 1: f.value(channel + j)}, acc=acc):
-                    lanes.store(0, self.spec.final)
+            with lanes.level(outer), f.loop_range(i, 0, rows):
+                with lanes.level({self.rank - 2: row}), f.loop_range(j, begin, end, step):
+                    if vector:
+                        f.v128_load(addr=dump + j * 4)
+                    else:
+                        f.v128_load32_zero(addr=dump + j * 4)
+                    f.set(acc)
+                    with lanes.level({self.rank - 1: f.value(channel + j)}, acc=acc):
+                        lanes.store(0, self.spec.final)
+                f.assign(row, row + 1)
+                f.assign(dump, dump + pitch)
+
+
+def _consecutive(coordinates: Sequence[Sequence[IntLike]]) -> bool:
+    """Do rows differ only in the last coordinate, each by one from the row before?"""
+    first = coordinates[0]
+    for r, at in enumerate(coordinates):
+        step = affine(at[-1]) - first[-1]
+        if (
+            step.terms
+            or step.constant != r
+            or any(a is not b for a, b in zip(at[:-1], first[:-1], strict=True))
+        ):
+            return False
+    return True
