@@ -115,7 +115,9 @@ OPERATORS: list[Case] = [
 ]
 
 
-def _zoo(name: str, **dims: int) -> Case:
+def whole(name: str, **dims: int) -> Case:
+    """A model of the zoo with its symbolic sizes bound."""
+
     def make(path: Path) -> None:
         path.write_bytes(zoo.path_of(name).read_bytes())
 
@@ -126,15 +128,15 @@ def _zoo(name: str, **dims: int) -> Case:
 def models() -> list[Case]:
     """Whole models; random weights except MiniLM's and the digits network's."""
     return [
-        _zoo("digits", batch=1),
-        _zoo("minilm", batch=1, sequence=128),
-        _zoo("bert-base-2", batch=1, sequence=384),
-        _zoo("gpt2-2", batch=1, sequence=64),
-        _zoo("vit-tiny", batch=1),
-        _zoo("resnet-50", batch=1),
-        _zoo("mobilenet-v2", batch=1),
-        _zoo("mobilenet-v3-small", batch=1),
-        _zoo("squeezenet-1.1", batch=1),
+        whole("digits", batch=1),
+        whole("minilm", batch=1, sequence=128),
+        whole("bert-base-2", batch=1, sequence=384),
+        whole("gpt2-2", batch=1, sequence=64),
+        whole("vit-tiny", batch=1),
+        whole("resnet-50", batch=1),
+        whole("mobilenet-v2", batch=1),
+        whole("mobilenet-v3-small", batch=1),
+        whole("squeezenet-1.1", batch=1),
     ]
 
 

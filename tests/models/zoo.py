@@ -264,7 +264,15 @@ def _minilm(path: Path) -> None:
 # ---------------------------------------------------------------- transformers
 
 
-def _bert(path: Path, *, layers: int, hidden: int, vocabulary: int, torchscript: bool) -> None:
+def _bert(
+    path: Path,
+    *,
+    layers: int,
+    hidden: int,
+    vocabulary: int,
+    torchscript: bool = False,
+    head_dim: int = 64,
+) -> None:
     import torch
     from transformers import BertConfig, BertModel
 
@@ -273,7 +281,7 @@ def _bert(path: Path, *, layers: int, hidden: int, vocabulary: int, torchscript:
         vocab_size=vocabulary,
         hidden_size=hidden,
         num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
+        num_attention_heads=hidden // head_dim,
         intermediate_size=4 * hidden,
         # The older exporter's tracer cannot follow the newer attention function's mask logic.
         attn_implementation="eager" if torchscript else "sdpa",
@@ -340,6 +348,30 @@ def _bert_tiny_torchscript(path: Path) -> None:
 )
 def _bert_base_2(path: Path) -> None:
     _bert(path, layers=2, hidden=768, vocabulary=8000, torchscript=False)
+
+
+@_register(
+    "bert-base-12",
+    "full",
+    needs=("torch", "transformers", "onnxscript"),
+    dims=_BERT_DIMS,
+    vocabulary={"input_ids": 8000},
+    note="BERT-base's width and depth, a small vocabulary; for benchmarks",
+)
+def _bert_base_12(path: Path) -> None:
+    _bert(path, layers=12, hidden=768, vocabulary=8000)
+
+
+@_register(
+    "bert-minilm-6",
+    "full",
+    needs=("torch", "transformers", "onnxscript"),
+    dims=_BERT_DIMS,
+    vocabulary={"input_ids": 8000},
+    note="MiniLM's shape with random weights; for benchmarks on machines without its package",
+)
+def _bert_minilm_6(path: Path) -> None:
+    _bert(path, layers=6, hidden=384, vocabulary=8000, head_dim=32)
 
 
 def _gpt2(path: Path, *, layers: int, width: int, vocabulary: int) -> None:

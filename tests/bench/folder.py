@@ -1,0 +1,71 @@
+"""The folder that a benchmark page is served from: runtimes, models, bundles and inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pywebgpu.export import export
+from tests.bench import peers
+from tests.bench.cases import Case, constants, feeds
+
+ROOT = Path(__file__).parents[2]
+
+
+class BenchFolder:
+    """Keeps models and peers between runs; our runtime and bundles are made anew."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+
+    def fill(self, peers_folder: Path | None = None) -> None:
+        """Put the runtimes in place; `peers_folder` holds the peers where npm is not at hand."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if peers_folder is None:
+            peers.link(peers.install(self.folder / "npm"), self.folder / "peers")
+        else:
+            shutil.copytree(peers_folder, self.folder / "peers", dirs_exist_ok=True)
+        for name, source in {"web": ROOT / "web", "page": ROOT / "tests/bench/page"}.items():
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            shutil.copytree(source, self.folder / name)
+        shutil.rmtree(self.folder / "bundles", ignore_errors=True)
+
+    def prepare(self, case: Case) -> dict[str, Any]:
+        """Model, bundle, inputs and constants as files below the folder, and their URLs."""
+        key = hashlib.sha256(case.name.encode()).hexdigest()[:12]
+        model = self.folder / "models" / f"{key}.onnx"
+        model.parent.mkdir(exist_ok=True)
+        if not model.exists():
+            case.make(model)
+        bundle = self.folder / "bundles" / key
+        if not bundle.exists():
+            bundle.parent.mkdir(exist_ok=True)
+            export(model, bundle)
+        data = self.folder / "data" / key
+        data.mkdir(parents=True, exist_ok=True)
+
+        def write(kind: str, name: str, array: np.ndarray[Any, Any]) -> str:
+            path = data / f"{kind}-{name}.bin"
+            path.write_bytes(np.ascontiguousarray(array).tobytes())
+            return f"../data/{key}/{path.name}"
+
+        fed = feeds(case, model)
+        return {
+            "name": case.name,
+            "dims": case.dims,
+            "op": case.op,
+            "model": f"../models/{key}.onnx",
+            "bundle": f"../bundles/{key}/",
+            "constants": {
+                n: {"url": write("constant", n, a), "shape": list(a.shape)}
+                for n, a in (constants(model) if case.op else {}).items()
+            },
+            "feeds": {
+                n: {"type": str(a.dtype), "shape": list(a.shape), "url": write("feed", n, a)}
+                for n, a in fed.items()
+            },
+        }
