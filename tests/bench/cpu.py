@@ -80,7 +80,7 @@ def main() -> None:
     args = parser.parse_args()
     cases = [c for c in [*OPERATORS, *models()] if not args.only or args.only in c.name]
     rows = []
-    with harness.Stage(Path("out/bench")) as stage:
+    with harness.Stage(Path("build/bench")) as stage:
         jobs = [(c, t) for c in cases for t in args.threads]
         for case, threads in track(jobs, console=Console(stderr=True), disable=args.json):
             rows.append(measure(stage, case, threads, args.quick))

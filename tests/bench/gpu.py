@@ -48,7 +48,7 @@ FLAGS = [
 
 def browser(cases: list[Case], args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of the browser part."""
-    folder = BenchFolder(Path("out/bench"))
+    folder = BenchFolder(Path("build/bench"))
     folder.fill(args.peers)
     jobs, owners = [], []
     for case in cases:
@@ -104,7 +104,7 @@ def desktop(cases: list[Case], args: argparse.Namespace) -> list[dict[str, Any]]
     """Rows of the desktop part: one process, turn by turn, NumPy arrays in and out."""
     from pywebgpu.session import InferenceSession
 
-    folder = BenchFolder(Path("out/bench"))
+    folder = BenchFolder(Path("build/bench"))
     rows = []
     for case in cases:
         folder.fill(args.peers)
