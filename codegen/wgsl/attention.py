@@ -131,15 +131,15 @@ def space(spec: Attention, caps: WgslCaps) -> list[Kinds]:
     ]  # fmt: skip
     if isinstance(spec.q_len, int) and spec.q_len <= 4:
         return [*decode, *flash[:6]]
-    staged = [k for k in flash if k.staged]
+    through = [k for k in flash if k.staged]
     # Small blocks of many threads fill a device with few heads and queries; large ones read
     # each key less often.
     large = isinstance(spec.q_len, int) and spec.q_len * spec.heads >= 8192
     if not large:
-        staged.sort(key=lambda k: (k.bq > 16, k.threads < 64, -k.threads))
+        through.sort(key=lambda k: (k.bq > 16, k.threads < 64, -k.threads))
     direct = [k for k in flash if not k.staged]
     direct.sort(key=lambda k: k.tq * _v_columns(k, spec.v_dim) > 16)
-    return [*staged[:10], *direct[:6], *decode]
+    return [*through[:10], *direct[:6], *decode]
 
 
 def _decode_storage(spec: Attention, threads: int) -> int:
