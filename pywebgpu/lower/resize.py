@@ -23,7 +23,7 @@ Tap = tuple[Scalar, Scalar | None]
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """How one axis is resized. `scale`: output size / input size; `scaled`: it was given as such."""
+    """How one axis is resized. `scale`: output size / input size; `scaled`: the model gave it."""
 
     size: Dim
     out: Dim

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -62,11 +61,13 @@ SIZES: dict[str, list[dict[str, int]]] = {
 }
 
 
-def _models() -> Iterator[Any]:
+def _models() -> list[Any]:
     full = bool(os.environ.get("PYWEBGPU_FULL_MODELS"))
+    found = []
     for model in zoo.MODELS.values():
         skip = pytest.mark.skipif(model.tier == "full" and not full, reason="full tier not asked")
-        yield pytest.param(model.name, marks=skip, id=model.name)
+        found.append(pytest.param(model.name, marks=skip, id=model.name))
+    return found
 
 
 def _path(name: str) -> str:
