@@ -31,7 +31,7 @@ from tests.bench.size import runtime_files
 from tests.conftest import CHROMIUM, CHROMIUM_ARGS
 
 ORT = {"onnxruntime-web": "1.30.0"}
-# ONNX Runtime Web's builds; the page's browser has JSPI, which makes its smallest WebGPU build work.
+# Its builds: the browser has JSPI, so the smallest WebGPU build works there.
 PEER_BUILDS = {"wasm": "wasm", "webgpu": "jspi"}
 TOLERANCE = 1e-3  # relative to the answer's scale
 VISIT_MS = 300_000
@@ -41,7 +41,7 @@ def make_site(site: Path, models: Sequence[str]) -> None:
     """Everything that both runtimes load, below one origin."""
     shutil.copytree(ROOT / "tests" / "bench" / "page" / "cold", site, dirs_exist_ok=True)
     runtime_files(site / "web")
-    modules = peers.install(ROOT / "out" / "bench" / "npm-ort", ORT)
+    modules = peers.install(ROOT / "build" / "bench" / "npm-ort", ORT)
     shutil.copytree(
         modules / "onnxruntime-web" / "dist",
         site / "peers" / "onnxruntime-web",

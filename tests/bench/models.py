@@ -1,4 +1,4 @@
-"""The real models that the page benchmarks use, as bundles below out/, made when missing."""
+"""The real models that the page benchmarks use, as bundles below build/, made when missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from pywebgpu.export import export
 
 ROOT = Path(__file__).parents[2]
-BUNDLES = ROOT / "out" / "bench" / "bundles"
+BUNDLES = ROOT / "build" / "bench" / "real"
 
 
 @dataclass(frozen=True)
