@@ -84,6 +84,17 @@ def run_spec(
     return EXECUTORS[executor].run(spec, knobs, flat, args, out_size)
 
 
+def some(executor: str, candidates: Sequence[Any], pick: int | None = None) -> list[Any]:
+    """The candidate numbered `pick`, counted round; or all of them, but on a GPU the default only.
+
+    A candidate takes a GPU driver seconds to compile in software; test_wgsl_candidates.py goes
+    over all of them once.
+    """
+    if pick is None and executor.startswith("wasm"):
+        return list(candidates)
+    return [candidates[(pick or 0) % len(candidates)]]
+
+
 def check(
     executor: str,
     spec: KernelSpec,

@@ -17,7 +17,7 @@ from pywebgpu.codegen import scalar as sc
 from pywebgpu.codegen.dims import symbol
 from pywebgpu.codegen.scalar import Op, Scalar
 from pywebgpu.codegen.spec import Attention, Storage, View
-from tests.kernels.harness import check, executors, space
+from tests.kernels.harness import check, executors, some, space
 
 F32 = Storage.F32
 
@@ -77,10 +77,10 @@ def check_attention(
     heads_inside: bool = True,
     pick: int | None = None,
 ) -> None:
-    """`pick`: try only the candidate of that number, counted round."""
+    """`pick`: see `harness.some`."""
     spec, operands, args, count = make(sizes, causal, zero, bias, dynamic, heads_inside)
     all_ = space(executor, spec)
-    candidates = all_ if pick is None else [all_[pick % len(all_)]]
+    candidates = some(executor, all_, pick)
     check(executor, spec, operands, args, count, rtol=1e-4, atol=3e-5, candidates=candidates)
 
 

@@ -18,7 +18,7 @@ from pywebgpu.codegen.dims import Dim, symbol
 from pywebgpu.codegen.scalar import Op
 from pywebgpu.codegen.spec import Conv, Storage, View
 from pywebgpu.packing import pack_conv, pack_depthwise
-from tests.kernels.harness import check, executors, space
+from tests.kernels.harness import check, executors, some, space
 
 F32 = Storage.F32
 
@@ -73,10 +73,10 @@ def make(
 
 
 def check_case(executor: str, case: Case, pick: int | None = None, **layout: bool) -> None:
-    """`pick`: try only the candidate of that number, counted round."""
+    """`pick`: see `harness.some`."""
     spec, operands, args, count = make(case, **layout)
     all_ = space(executor, spec)
-    candidates = all_ if pick is None else [all_[pick % len(all_)]]
+    candidates = some(executor, all_, pick)
     check(executor, spec, operands, args, count, rtol=1e-5, atol=2e-4, candidates=candidates)
 
 

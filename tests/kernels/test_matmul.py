@@ -20,7 +20,7 @@ from pywebgpu.codegen.dims import Dim, symbol
 from pywebgpu.codegen.scalar import Op, Scalar
 from pywebgpu.codegen.spec import Matmul, Storage, View
 from pywebgpu.packing import pack_panels
-from tests.kernels.harness import check, executors, run_spec, space
+from tests.kernels.harness import check, executors, run_spec, some, space
 
 F32 = Storage.F32
 K_EPS = 6e-7
@@ -54,7 +54,11 @@ def check_packed(
     a, b, bias = normal(rng, m, k), normal(rng, k, n), normal(rng, n)
     operands = [a, pack_panels(b), bias, *([normal(rng, m, n)] if residual else [])]
     size = max(1.0, k**0.5 * 5)
-    check(executor, spec, operands, [m], m * n, rtol=1e-5, atol=K_EPS * (k + 8) * size)
+    candidates = some(executor, space(executor, spec))
+    check(
+        executor, spec, operands, [m], m * n, rtol=1e-5, atol=K_EPS * (k + 8) * size,
+        candidates=candidates,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("executor", executors())
@@ -88,7 +92,7 @@ def check_views(
     transposed: tuple[bool, bool, bool],
     pick: int | None = None,
 ) -> None:
-    """`pick`: try only the candidate of that number, counted round."""
+    """`pick`: see `harness.some`."""
     rng = np.random.default_rng()
     batch, m, n, k = sizes
     b, m_, n_, k_ = (
@@ -104,7 +108,7 @@ def check_views(
     all_ = space(executor, spec)
     check(
         executor, spec, operands, sizes, batch * m * n, rtol=1e-5, atol=atol,
-        candidates=all_ if pick is None else [all_[pick % len(all_)]],
+        candidates=some(executor, all_, pick),
     )  # fmt: skip
 
 
