@@ -13,12 +13,14 @@ from . import (  # noqa: F401  (each registers its operators)
     elementwise,
     gather,
     generate,
+    grid_sample,
     matmul,
     movement,
     norm,
     pool,
     reduce,
     resize,
+    scatter,
 )
 from .engine import Lowering, supported
 

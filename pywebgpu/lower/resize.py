@@ -82,7 +82,7 @@ def _nearest(mode: str, x: Scalar) -> Scalar:
     return sc.unary(Op.CEIL, x - 0.5)
 
 
-def _cubic(a: float) -> Callable[[Scalar], list[Scalar]]:
+def cubic(a: float) -> Callable[[Scalar], list[Scalar]]:
     """Weights of the taps at -1, 0, 1, 2 for a fraction t (Keys, 1981)."""
 
     def weights(t: Scalar) -> list[Scalar]:
@@ -128,7 +128,7 @@ def lower_resize(lw: Lowering, node: Node) -> Value:
             first = _index(low, axis.size)
             return [(first, 1.0 - t), (clamp(first + 1, axis.size), t)]
         low = sc.unary(Op.FLOOR, where)
-        weights = _cubic(a)(where - low)
+        weights = cubic(a)(where - low)
         steps = [low + float(i) for i in (-1, 0, 1, 2)]
         if exclude:
             weights = [
