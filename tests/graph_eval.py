@@ -63,7 +63,14 @@ def to_onnx(graph: Graph, bound: Mapping[str, int]) -> onnx.ModelProto:
         )
     nodes: list[onnx.NodeProto] = []
     for node in graph.nodes:
-        nodes += _expanded(graph, node) if node.domain == INTERNAL else [node_proto(node)]
+        if node.domain == INTERNAL:
+            nodes += _expanded(graph, node)
+        elif node.op == "Swish" and node.attrs.get("alpha", 1.0) == 1.0:  # newer than `OPSET`
+            gate = f"{node.outputs[0]}/gate"
+            nodes.append(helper.make_node("Sigmoid", node.inputs, [gate]))
+            nodes.append(helper.make_node("Mul", [node.inputs[0], gate], node.outputs))
+        else:
+            nodes.append(node_proto(node))
 
     def info(name: str) -> onnx.ValueInfoProto:
         type_ = graph.types[name]

@@ -146,15 +146,19 @@ def _reshape(edit: Editor, node: Node) -> bool:
     source = first.inputs[0]
     old, merged = edit.shape(source), edit.shape(first.outputs[0])
     perm = middle.attrs.get("perm") or list(range(len(merged)))[::-1]
-    extra = len(old) - len(merged)
-    if extra < 1 or not perm or perm[0] != 0 or len(shape) != len(old):
+    tail = len(merged) - 1
+    lead, new_lead = len(old) - tail, len(shape) - tail
+    if not perm or perm[0] != 0 or lead < 1 or new_lead < 1:
         return False
-    lead = extra + 1
     if merged[0] != product(old[:lead]) or merged[1:] != old[lead:]:
         return False
-    if shape[:lead] != old[:lead] or shape[lead:] != tuple(merged[p] for p in perm[1:]):
+    if product(shape[:new_lead]) != merged[0]:
         return False
-    edit.become(node, "Transpose", [source], perm=[*range(lead), *(p + extra for p in perm[1:])])
+    if shape[new_lead:] != tuple(merged[p] for p in perm[1:]):
+        return False
+    source = edit.reshape(source, (*shape[:new_lead], *merged[1:]))
+    whole = [*range(new_lead), *(p + new_lead - 1 for p in perm[1:])]
+    edit.become(node, "Transpose", [source], perm=whole)
     return True
 
 
