@@ -134,12 +134,31 @@ def _combine(module: Module, op: ReduceOp, kind: Type) -> None:
         module.functions.append(f"struct Best {{\n  value: {name},\n  place: u32,\n}}")
         better = "<" if op in (ReduceOp.ARGMIN, ReduceOp.ARGMIN_LAST) else ">"
         sooner = "<" if op in (ReduceOp.ARGMIN, ReduceOp.ARGMAX) else ">"
-        module.text("fn combine(a: Best, b: Best) -> Best {", [
-            f"let first = a.value {better} b.value"
-            f" || (a.value == b.value && a.place {sooner} b.place);",
-            "if (b.place == 0xffffffffu || (first && a.place != 0xffffffffu)) { return a; }",
+        lines = [
+            "if (a.place == 0xffffffffu) { return b; }",
+            "if (b.place == 0xffffffffu) { return a; }",
+        ]
+        equal = "a.value == b.value"
+        if kind is Type.F32:  # NaN is more extreme than any number, and NaNs are alike
+            nan = module.helpers.need("is_nan")
+            lines += [
+                f"let a_nan = {nan}(a.value);",
+                f"let b_nan = {nan}(b.value);",
+                "if (a_nan != b_nan) {",
+                "  if (a_nan) { return a; }",
+                "  return b;",
+                "}",
+            ]
+            equal = f"({equal} || a_nan)"
+        lines += [
+            f"if ({equal}) {{",
+            f"  if (a.place {sooner} b.place) {{ return a; }}",
+            "  return b;",
+            "}",
+            f"if (a.value {better} b.value) {{ return a; }}",
             "return b;",
-        ])  # fmt: skip
+        ]
+        module.text("fn combine(a: Best, b: Best) -> Best {", lines)
         return
     if op in (ReduceOp.SUM, ReduceOp.PROD):
         text = f"a {'+' if op is ReduceOp.SUM else '*'} b"
