@@ -219,7 +219,7 @@ def _check_target(target: Path) -> None:
 def _unwritable(target: Path, error: OSError) -> InputError:
     return InputError(
         f"cannot write the site: {error.strerror or error}",
-        where=str(error.filename or target),
+        where=str(target),
         remedy="Check the folder's permissions and the free space.",
     )
 

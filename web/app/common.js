@@ -1,7 +1,7 @@
 // What every page with a model shares: creating the session, switching between executors, timing,
 // and the panel that tells the visitor about it (pages/runtime.html.j2).
 
-import { InferenceSession } from "../pywebgpu.js";
+import { DeviceError, InferenceSession } from "../pywebgpu.js";
 import { canIsolate, isIsolatedByWorker, isolate, stopIsolating } from "./isolation.js";
 
 /** @typedef {import("../pywebgpu.js").Tensor} Tensor */
@@ -198,7 +198,10 @@ export class Runner {
         });
         progress.finish();
       } catch (error) {
-        if (providers.length === 1) this.#reasons.set(providers[0], message(error));
+        // A damaged site says nothing about the executor: only a device's error rules it out.
+        if (error instanceof DeviceError && providers.length === 1) {
+          this.#reasons.set(providers[0], error.message);
+        }
         progress.fail();
         showError(error);
       }
@@ -246,7 +249,9 @@ export class Runner {
       const why = "This browser emulates it on the processor, so WebAssembly is the first choice.";
       items.push(make("li", {}, make("strong", {}, "WebGPU without a GPU: "), why));
     }
-    if (!items.length) items.push(make("li", {}, "Everything this device offers is in use."));
+    if (!items.length && this.session) {
+      items.push(make("li", {}, "Everything this device offers is in use."));
+    }
     if (isIsolatedByWorker()) {
       const how = "A service worker of this site isolates the page, for threads.";
       items.push(make("li", {}, how, " ", button("Remove it", stopIsolating)));
@@ -348,9 +353,6 @@ function button(text, action) {
   made.addEventListener("click", () => action().catch(showError));
   return made;
 }
-
-/** @param {unknown} error */
-const message = (error) => (error instanceof Error ? error.message : String(error));
 
 /** @param {string} text */
 function sentence(text) {
