@@ -27,8 +27,8 @@ from .product import (
     Panels,
     Tile,
     check_storage,
-    copy_floats,
     copy_plane,
+    copy_rows,
     offset_of,
     pack_transposed,
 )
@@ -393,12 +393,8 @@ class _Emitter:
         from_ = f.value(offset_of(frame.operands[2], spec.v, [b, h, j0, 0], frame.args))
         to = f.value(frame.scratch + self.at["v"])
         if spec.v.strides[3] == 1:
-            j = f.local(I32)
-            with f.loop_range(j, 0, positions):
-                f.push(from_, to, self.vd * 4)
-                f.call(copy_floats(self.module))
-                f.assign(from_, from_ + step)
-                f.assign(to, to + self.vd8 * 4)
+            f.push(from_, to, positions, step, self.vd * 4, self.vd8 * 4)
+            f.call(copy_rows(self.module))
         else:
             f.push(from_, to, positions, step, self.vd, along, self.vd8 * 4)
             f.call(copy_plane(self.module))

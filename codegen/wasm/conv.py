@@ -31,6 +31,7 @@ from .product import (
     check_storage,
     copy_floats,
     copy_plane,
+    copy_rows,
     fill_zero,
     offset_of,
     size,
@@ -388,5 +389,9 @@ class _Emitter:
             f.call(copy_floats(module))
             return
         across, channel = (affine(size(s, frame.args)) * 4 for s in (x_stride, c_stride))
+        if c_stride == 1:
+            f.push(source, target, count, across, spec.cin * 4, spec.cin * 4)
+            f.call(copy_rows(module))
+            return
         f.push(source, target, count, across, spec.cin, channel, spec.cin * 4)
         f.call(copy_plane(module))

@@ -338,6 +338,21 @@ def copy_floats(module: Module) -> Function:
     return module.helper("copy_floats", [I32] * 3, [], build)
 
 
+def copy_rows(module: Module) -> Function:
+    """(source, target, rows, source pitch, bytes, target pitch): like `copy_floats`, per row."""
+
+    def build(f: Function) -> None:
+        source, target, rows, from_pitch, count, to_pitch = f.params
+        i = f.local(I32)
+        with f.loop_range(i, 0, rows):
+            f.push(source, target, count)
+            f.call(copy_floats(module))
+            f.assign(source, source + from_pitch)
+            f.assign(target, target + to_pitch)
+
+    return module.helper("copy_rows", [I32] * 6, [], build)
+
+
 def fill_zero(module: Module) -> Function:
     """(target, bytes): may write up to 60 bytes past the end."""
 

@@ -5,6 +5,7 @@ Tolerance: as for products, K = taps times channels of a group; K stays below 80
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +115,24 @@ def test_channels_first_at_the_graph_edge(
     executor: str, case: str, nchw_in: bool, nchw_out: bool
 ) -> None:
     check_case(executor, CASES[case], 0, nchw_in=nchw_in, nchw_out=nchw_out)
+
+
+@pytest.mark.parametrize("executor", executors())
+@pytest.mark.parametrize("case", ["3x3", "1x1", "groups, dilated", "depthwise, odd"])
+def test_input_among_other_channels(executor: str, case: str) -> None:
+    """The input is a slice of the channels of a wider tensor."""
+    spec, operands, args, count = make(CASES[case])
+    x, wide = spec.x, spec.cin + 3
+    assert all(isinstance(s, int) for s in x.strides)
+    strides = tuple(int(str(s)) // spec.cin * wide for s in x.strides[:3])
+    spec = dataclasses.replace(spec, x=View((*strides, 1), 2))
+    image = np.full((operands[0].size // spec.cin, wide), 9.0)
+    image[:, 2:-1] = operands[0].reshape(-1, spec.cin)
+    candidates = some(executor, space(executor, spec), 0)
+    check(
+        executor, spec, [image, *operands[1:]], args, count, rtol=1e-5, atol=2e-4,
+        candidates=candidates,
+    )  # fmt: skip
 
 
 pair = st.tuples(st.integers(1, 4), st.integers(1, 4))
