@@ -29,6 +29,7 @@ from ..codegen.scalar import Op, Scalar, Type
 from ..codegen.spec import KernelSpec, Map, Reduce, ReduceOp, Row, RowOp, Storage, View
 from ..errors import UnsupportedError
 from ..graph import DType, Graph, Node
+from ..packing import pack_panels
 from .cost import (
     CHEAP,
     CHEAP_BROADCAST,
@@ -53,6 +54,7 @@ from .values import (
     Value,
     scalar_type,
 )
+from .tied import read_from_panels, tied_tables
 from .weights import Weights
 
 
@@ -80,6 +82,7 @@ class Lowering:
 
         self._interior = regions.interior_values(graph)
         self._users = graph.consumers()
+        self._tied = tied_tables(graph)
         self._node: Node | None = None
 
     # -- the walk ------------------------------------------------------------------------------
@@ -210,7 +213,11 @@ class Lowering:
     def value(self, name: str) -> Value:
         if name not in self.values:
             array = self.graph.constants[name]
-            self.values[name] = self.constant(array, self.graph.types[name].dtype, name)
+            value = self.constant(array, self.graph.types[name].dtype, name)
+            if name in self._tied:
+                packed = pack_panels(self._tied[name].astype(np.float32))
+                value.read = read_from_panels(self.weight(packed, Storage.F32), array.shape[1])
+            self.values[name] = value
         return self.values[name]
 
     def input(self, node: Node, position: int) -> Value:

@@ -161,8 +161,11 @@ def test_convolutions_are_channels_last_between_themselves() -> None:
         {"x": _float("n", 3, "h", "w_")},
         ["y"],
         {
-            "w": _array(8, 3, 3, 3), "b": _array(8), "v": _array(6, 8, 3, 3),
-            "u": _array(4, 6, 1, 1), "t": _array(2, 4, 1, 1),
+            "w": _array(8, 3, 3, 3),
+            "b": _array(8),
+            "v": _array(6, 8, 3, 3),
+            "u": _array(4, 6, 1, 1),
+            "t": _array(2, 4, 1, 1),
         },
     )
     compiled = compile_model(model)
@@ -218,6 +221,23 @@ def test_concat_of_results_is_written_in_place() -> None:
     compiled = compile_model(model)
     assert _families(compiled) == ["conv", "conv", "reduce"]
     _against_ort(model, compiled, {"x": _array(1, 3, 6, 6)})
+
+
+def test_embedding_and_logits_share_one_table() -> None:
+    table = _array(700, 400)
+    model = _model(
+        [
+            helper.make_node("Gather", ["table", "ids"], ["e"]),
+            helper.make_node("Tanh", ["e"], ["h"]),
+            helper.make_node("MatMul", ["h", "head"], ["y"]),
+        ],
+        {"ids": (TensorProto.INT64, ["n", 3])},
+        ["y"],
+        {"table": table, "head": np.ascontiguousarray(table.T)},
+    )
+    compiled = compile_model(model)
+    assert compiled.plan.weight_bytes < 1.1 * table.nbytes
+    _against_ort(model, compiled, {"ids": np.array([[0, 699, -1], [5, 8, 7]])})
 
 
 def test_operand_limit_holds() -> None:
@@ -280,4 +300,3 @@ def test_all_unsupported_nodes_are_named_at_once() -> None:
         compile_model(model.SerializeToString())
     assert "first" in str(caught.value)
     assert "second" in str(caught.value)
-
