@@ -161,16 +161,22 @@ def space(p: Product, caps: WgslCaps) -> list[Knobs]:
 
 def _tiles(p: Product, caps: WgslCaps) -> list[Tile]:
     k = p.k if isinstance(p.k, int) else 64
+    elements = p.z * p.m * ceildiv(p.n, 4) * 4
+    # Partial sums must be sure to fit: a dynamic product may grow to any size.
+    room = _MOST_PARTIAL // (4 * max(elements, 1)) if isinstance(elements, int) else 1
     found = []
     for shape in _TILES:
         for splits in (1, 2, 4, 8, 16):
             for ahead in (False, True):
                 t = Tile(*shape, splits, ahead)
-                long_enough = splits == 1 or k >= splits * t.bk * 4
-                if long_enough and (t.even or not ahead) and _legal(t, caps):
+                divisible = splits == 1 or (k >= splits * t.bk * 4 and splits <= room)
+                if divisible and (t.even or not ahead) and _legal(t, caps):
                     found.append(t)
     return found
 
+
+_MOST_PARTIAL = 32 << 20
+"""Bytes of partial sums that a split product may take."""
 
 _USUAL = 256  # what a dynamic size is taken for
 _SLOTS = 96  # workgroups that run side by side, each at 128 multiplications per cycle

@@ -1,4 +1,4 @@
-"""Elementwise work and data movement: every candidate on every wasm executor."""
+"""Elementwise work and data movement: every candidate on every executor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pywebgpu.codegen.spec import Map, Storage
 from tests.kernels.cases import linear, map_case
 from tests.kernels.harness import check, executors
 
-EXECUTORS = pytest.mark.parametrize("executor", executors("wasm"))
+EXECUTORS = pytest.mark.parametrize("executor", [*executors("wasm"), "wgpu"])
 F, I = Storage.F32, Storage.I32  # noqa: E741
 SIZE = st.integers(0, 13)
 

@@ -1,4 +1,4 @@
-"""Reductions and pooling: every candidate on every wasm executor.
+"""Reductions and pooling: every candidate on every executor.
 
 Sums of n terms may differ from the exact one by n roundings (6e-8 each) of the sum of magnitudes;
 the sizes here stay below 5,000 terms of order 1, which gives the absolute tolerance.
@@ -19,7 +19,7 @@ from pywebgpu.codegen.spec import Reduce, ReduceOp, Storage
 from tests.kernels.cases import linear, reduce_case
 from tests.kernels.harness import check, executors
 
-EXECUTORS = pytest.mark.parametrize("executor", executors("wasm"))
+EXECUTORS = pytest.mark.parametrize("executor", [*executors("wasm"), "wgpu"])
 F, I = Storage.F32, Storage.I32  # noqa: E741
 SIZES = st.lists(st.integers(0, 11), max_size=2).map(tuple)
 ATOL = 2e-5

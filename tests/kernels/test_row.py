@@ -1,4 +1,4 @@
-"""Softmax and normalisations: every candidate on every wasm executor.
+"""Softmax and normalisations: every candidate on every executor.
 
 Tolerances: a few roundings, the error of exp (2e-7), and that of sums of up to 3,000 terms.
 """
@@ -16,7 +16,7 @@ from pywebgpu.codegen.spec import Row, RowOp, Storage
 from tests.kernels.cases import linear, row_case
 from tests.kernels.harness import check, executors
 
-EXECUTORS = pytest.mark.parametrize("executor", executors("wasm"))
+EXECUTORS = pytest.mark.parametrize("executor", [*executors("wasm"), "wgpu"])
 F = Storage.F32
 SIZES = st.lists(st.integers(0, 11), max_size=2).map(tuple)
 

@@ -14,6 +14,7 @@ from pywebgpu.codegen.caps import WgslCaps
 from pywebgpu.codegen.dims import symbol
 from pywebgpu.codegen.spec import Map, Matmul, Row, RowOp, Storage, View
 from pywebgpu.codegen.wgsl.kernel import WgslKernel
+from pywebgpu.codegen.wgsl.product import Tile
 from pywebgpu.errors import DeviceError, InputError
 from pywebgpu.executors import wgpu_device
 from pywebgpu.executors.wgpu_device import Gpu, list_adapters
@@ -62,7 +63,9 @@ def kernels(plan: Plan, split: bool = False) -> list[WgslKernel]:
     found = []
     for spec in plan.kernels:
         space = wgsl.space(spec, WgslCaps())
-        knobs = next((k for k in space if split and getattr(k, "splits", 1) > 1), space[0])
+        knobs = space[0]
+        if split and isinstance(spec, Matmul):
+            knobs = Tile(16, 32, 32, 2, 4, splits=4)
         found.append(wgsl.render(spec, knobs))
     return found
 
