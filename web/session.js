@@ -30,6 +30,7 @@ import { GpuHost } from "./webgpu.js";
 /** @type {Record<string, new (options: Options) => Host>} */
 const HOSTS = { webgpu: GpuHost, wasm: WasmHost };
 const FRAMES = 64;
+const REHEARSAL_MS = 20;
 
 export class InferenceSession {
   /** @type {Host} */
@@ -85,7 +86,7 @@ export class InferenceSession {
           const loaded = /** @type {Promise<unknown>} */ (host.load(bundle, unavailable));
           await abortable(loaded, options.signal);
           const session = new InferenceSession(host, bundle, options, unavailable);
-          session.#rehearse();
+          await abortable(session.#rehearse(), options.signal);
           return session;
         } catch (error) {
           host.release();
@@ -104,8 +105,11 @@ export class InferenceSession {
     }
   }
 
-  /** Take zeros through all of `run` but the model: code that has run once runs quicker. */
-  #rehearse() {
+  /**
+   * Take zeros through all of `run`, with the model where it is quick: JavaScript, too, is
+   * optimised after it has run for a while, and for a small model it is half of the time.
+   */
+  async #rehearse() {
     const { manifest } = this.#bundle;
     const [trial] = this.#options.warmup === false ? [] : trialFrames(manifest);
     if (!trial) return;
@@ -117,6 +121,9 @@ export class InferenceSession {
     );
     const { run } = this.#prepare(feeds);
     this.#results(run, manifest.outputs.map((_, i) => new ArrayBuffer(outputBytes(manifest, run, i))));
+    const start = performance.now();
+    if (this.#host.trialMs > REHEARSAL_MS) return;
+    while (performance.now() - start < REHEARSAL_MS) await this.run(feeds);
   }
 
   /** @param {Record<string, Tensor>} feeds */

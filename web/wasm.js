@@ -113,6 +113,8 @@ export class WasmHost {
   device = "WebAssembly";
   variant = "";
   gpuDevice = null;
+  /** What a run at the smallest sizes takes. */
+  trialMs = Infinity;
   /** Set when no further run is possible. @type {DeviceError | null} */
   dead = null;
 
@@ -285,6 +287,7 @@ export class WasmHost {
         const [before, after] = [times.slice(-12, -6), times.slice(-6)].map((t) => Math.min(...t));
         if (spent > share * SETTLED_MS && times.length >= 12 && after > 0.95 * before) break;
       }
+      this.trialMs = Math.min(this.trialMs, ...times);
       // The next one is up to 16 times the work, for a model of sequences.
       if (16 * Math.min(...times) > WARMUP_MS) return;
     }

@@ -39,6 +39,8 @@ export class GpuHost {
   device = "";
   /** @type {GPUDevice | null} */
   gpuDevice = null;
+  /** What a run at the smallest sizes takes. */
+  trialMs = Infinity;
   /** Set when no further run is possible. @type {DeviceError | null} */
   dead = null;
   /** Set when the device is lost; the session may open another one. @type {DeviceError | null} */
@@ -74,7 +76,9 @@ export class GpuHost {
     this.pipelines = await this.#compile(device, codes, manifest);
     const [trial] = this.warmup ? trialFrames(manifest) : [];
     // Drivers finish their work on a pipeline when it is first used; weights may still arrive.
+    const start = performance.now();
     if (trial) await this.run(trial, []);
+    this.trialMs = performance.now() - start;
     await weights;
     return this;
   }
