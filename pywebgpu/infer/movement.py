@@ -185,9 +185,11 @@ def slice_bound(site: Site, dim: Dim, bound: Dim) -> Dim:
         return site.smallest(bound, dim)
     if symbolic.at_least(-bound, 0):
         return site.largest(dim + bound, 0)
-    # Of unknown sign: "total - window" and the like, which exporters emit for a start that is
-    # meant to count from the front.
-    return site.smallest(site.largest(bound, 0), dim)
+    # Of unknown sign: "total - window" and the like. It is taken to count from the front, which
+    # the runtime checks, since a negative number would count from the end.
+    front = site.largest(bound, 0)
+    site.require(front, bound)
+    return site.smallest(front, dim)
 
 
 @infers("Slice")

@@ -121,7 +121,7 @@ class Site:
             return a
         if symbolic.equal(a, b) is False:
             raise self.error("sizes do not agree", got=f"{a} and {b}", expected="equal sizes")
-        self._note(a, b)
+        self.require(a, b)
         for old, new in ((b, a), (a, b)) if _younger(self.graph, b, a) else ((a, b), (b, a)):
             atom = symbolic.lone_atom(old)
             if atom is not None and not symbolic.mentions(new, atom):
@@ -134,7 +134,7 @@ class Site:
         found = symbolic.smallest(a, b)
         for pick, other in ((a, b), (b, a)):
             if symbolic.lone_atom(found) is not None and symbolic.at_least(other, pick, least=1):
-                self._note(found, pick)
+                self.require(found, pick)
                 return pick
         return found
 
@@ -143,11 +143,12 @@ class Site:
         found = symbolic.largest(a, b)
         for pick, other in ((a, b), (b, a)):
             if symbolic.lone_atom(found) is not None and symbolic.at_least(pick, other, least=1):
-                self._note(found, pick)
+                self.require(found, pick)
                 return pick
         return found
 
-    def _note(self, a: Dim, b: Dim) -> None:
+    def require(self, a: Dim, b: Dim) -> None:
+        """Have the runtime check that two sizes are equal, without assuming it."""
         if a != b and not any(c.left == a and c.right == b for c in self.graph.checks):
             self.graph.checks.append(SizeCheck(a, b, self.node.where()))
 
