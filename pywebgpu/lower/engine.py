@@ -43,6 +43,7 @@ from .finish import close, tidy_axes
 from .index import Space
 from .order import larger, period, preferred_order
 from .registry import LOWERINGS
+from .tied import read_from_panels, tied_tables
 from .values import (
     Array,
     BufferInfo,
@@ -54,7 +55,6 @@ from .values import (
     Value,
     scalar_type,
 )
-from .tied import read_from_panels, tied_tables
 from .weights import Weights
 
 
