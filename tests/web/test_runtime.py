@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from playwright.sync_api import Page
 
 from pywebgpu.serve import STRICT_CSP
 from tests.executors_seen import record_executor
+from tests.web import mini
 from tests.web.conftest import run
 from tests.web.mini import expected
 
@@ -213,15 +216,9 @@ def test_falls_to_the_next_listed_provider_and_says_so(open_page: OpenPage) -> N
 
 
 def test_a_shader_that_does_not_compile(open_page: OpenPage, site: Path) -> None:
-    from tests.web import mini
-
-    codes = ["fn main( {", "x"]
     mini.write(site / "broken")
     text = (site / "broken" / "kernels.wgsl.json").read_text()
-    import hashlib
-    import json
-
-    data = json.dumps([codes[0], *json.loads(text)[1:]]).encode()
+    data = json.dumps(["fn main( {", *json.loads(text)[1:]]).encode()
     (site / "broken" / "kernels.wgsl.json").write_bytes(data)
     manifest = json.loads((site / "broken" / "manifest.json").read_text())
     manifest["files"]["kernels.wgsl.json"] = {
@@ -248,3 +245,35 @@ def test_large_tensors(open_page: OpenPage, executor: str, size: int) -> None:
         size,
     )
     assert good
+
+
+@pytest.mark.parametrize("switch", ["delete Atomics.waitAsync", "delete globalThis.Float16Array"])
+def test_older_browsers(open_page: OpenPage, switch: str) -> None:
+    page = open_page()
+    page.add_init_script(switch)
+    page.reload()
+    run(page, "globalThis.s = await t.create('wasm', { threads: 2 })")
+    for n in (3, 200_000):
+        assert run(page, "return (await t.ask(s, Array(arg).fill(1))).y", n) == expected([1.0] * n)
+
+
+def test_without_warm_up(open_page: OpenPage, executor: str) -> None:
+    provider, options, server = EXECUTORS[executor]
+    page = open_page(**server)
+    body = "return (await t.ask(await t.create(arg[0], { ...arg[1], warmup: false }), [1])).y"
+    assert run(page, body, [provider, options]) == expected([1])
+
+
+def test_trial_sizes_are_the_smallest_that_fit(open_page: OpenPage) -> None:
+    """Two 3x3 windows without padding: sizes of 1 give a product of two negative numbers."""
+    bytes_ = ["max", ["*", 4, ["+", "h", -2], ["+", "w", -2]], 16]
+    manifest = {"symbols": ["h", "w"], "buffers": [{"slot": 0, "bytes": bytes_}], "slots": [bytes_]}
+    sizes = run(
+        open_page(),
+        """const { trialFrames } = await import("./web/shapes.js");
+        const of = (m) =>
+          trialFrames({ ...m, outputs: [] }).map((f) => Object.fromEntries(f.sizes));
+        return [of(arg), of({ ...arg, symbols: [], buffers: [], slots: [] })];""",
+        manifest,
+    )
+    assert sizes == [[{"h": 4, "w": 4}, {"h": 16, "w": 16}], [{}]]
