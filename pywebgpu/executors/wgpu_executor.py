@@ -8,6 +8,7 @@ back through one staging buffer.
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class WgpuExecutor:
         gpu: Gpu | None = None,
         power_preference: str = "high-performance",
         adapter: str | int | None = None,
+        warmup: bool = True,
         poison: bool = False,
     ) -> None:
         """
@@ -59,6 +61,7 @@ class WgpuExecutor:
             weights: the weight space: `plan.weight_bytes` bytes, as anything with a buffer.
             gpu: a device to share; otherwise one is opened as the next two say.
             adapter: part of an adapter's name, or its number in `wgpu_device.list_adapters()`.
+            warmup: run once on the smallest sizes: drivers finish a pipeline at its first use.
             poison: fill slots with NaN before every run, for tests.
 
         Raises:
@@ -78,6 +81,8 @@ class WgpuExecutor:
         self._slots: list[Any] = [None] * len(plan.slots)
         self._scratch: list[Any] = []
         self._frames: OrderedDict[tuple[int, ...], _Frame] = OrderedDict()
+        if warmup:
+            self._warm_up()
 
     def caps(self) -> WgslCaps:
         """What the device can do, for `codegen.wgsl.space`."""
@@ -157,6 +162,16 @@ class WgpuExecutor:
     def _write(self, port: Port, array: Array) -> None:
         if array.size:
             self.gpu.write(self._buffer(port.buffer), array.reshape(-1).view(np.uint8))
+
+    def _warm_up(self) -> None:
+        """Every dispatch once, with each symbol at 1, where that makes sense of all sizes."""
+        symbols = dict.fromkeys(self.plan.symbols, 1)
+        sizes = [*base.slot_bytes(self.plan, symbols), *itertools.chain(*self._calls(symbols))]
+        if min(sizes, default=0) < 0:
+            return
+        frame = self._frame(symbols)
+        if all(min(d.grid) > 0 for d in frame.dispatches):
+            self.gpu.run(frame.dispatches, ())
 
     # ---- what does -----------------------------------------------------------------------------
 
