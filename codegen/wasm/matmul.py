@@ -99,9 +99,9 @@ def _ways(spec: Matmul) -> list[bool]:
 
 
 def _block(spec: Matmul, direct: bool) -> int:
-    """Rows so that a block of A takes about 128 kB; more if every block packs B again."""
+    """Rows so that a block of A takes about 192 kB; more if every block packs B again."""
     k = spec.k if isinstance(spec.k, int) else 512
-    rows = max(24, min(512, (128 << 10) // (4 * max(k, 1))))
+    rows = max(24, min(512, (192 << 10) // (4 * max(k, 1))))
     return rows if spec.b is None or direct else 4 * rows
 
 
