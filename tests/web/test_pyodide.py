@@ -21,12 +21,15 @@ from pywebgpu.errors import InputError
 from pywebgpu.executors import browser as browser_executor
 from pywebgpu.executors.browser import Port, Tensor
 from pywebgpu.serve import STRICT_CSP
+from pywebgpu.site import build_site
 from pywebgpu.vendored import PYODIDE, package_folder
 from tests.executors_seen import record_executor
 from tests.web import conftest
 from tests.web.mini import expected
 
 pytestmark = pytest.mark.browser
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits" / "digits.onnx"
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +195,30 @@ def test_missing_archive_is_an_error(python_page: Page) -> None:
     )
     assert "nothing.zip" in message
     assert "404" in message
+
+
+def test_built_site(browser: Browser, serve_site: Any, tmp_path: Path) -> None:
+    """`pywebgpu site` puts Python where its pages find it; a real model answers."""
+    build_site([DIGITS], tmp_path / "site", pyodide="local")
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(serve_site(tmp_path / "site", csp=STRICT_CSP, isolation=False))
+    answer = page.evaluate(
+        """async (code) => {
+          const { PythonRuntime } = await import(new URL("py/client.js", document.baseURI));
+          return (await PythonRuntime.create()).run(code);
+        }""",
+        """
+import pywebgpu
+session = await pywebgpu.InferenceSession.create("models/digits/", ["wasm"])
+pixels = [[[[0.0] * 8] * 8]] * 3
+(await session.run_async({session.get_inputs()[0].name: pixels}))["probabilities"].tolist()
+""",
+    )
+    context.close()
+    assert np.array(answer).shape == (3, 10)
+    np.testing.assert_allclose(np.sum(answer, axis=1), 1, atol=1e-5)
+    record_executor("chromium-wasm")
 
 
 # ------------------------------------------------------------------ without a browser
