@@ -39,7 +39,7 @@ export function make(tag, attributes = {}, ...children) {
 }
 
 /**
- * The attribute `data-<key>` of the element that has it: how a page tells its script where files are.
+ * The attribute `data-<key>` of the element that has it: so a page tells its script where files are.
  * @param {string} key
  */
 export function pageData(key) {
@@ -83,8 +83,8 @@ export function setBar(fill, share) {
 }
 
 /**
- * The executors to try, in order: from the address (`?provider=wasm`), else WebGPU first, unless the
- * browser only emulates it on the processor, where WebAssembly is quicker to start and to run.
+ * The executors to try, in order: from the address (`?provider=wasm`), else WebGPU first, unless
+ * the browser only emulates it on the processor: WebAssembly starts and runs quicker there.
  * @returns {Promise<{providers: Provider[], emulated: boolean}>}
  */
 async function wantedProviders() {
@@ -275,14 +275,16 @@ export class Runner {
     const times = this.#times.get(provider) ?? [];
     const time = times.length ? milliseconds(median(times)) : "";
     const label = this.#panel.querySelector(`[data-time=${provider}]`);
-    if (label) label.textContent = time || (this.#reasons.has(provider) ? "not available here" : "");
+    const otherwise = this.#reasons.has(provider) ? "not available here" : "";
+    if (label) label.textContent = time || otherwise;
     if (this.session?.provider !== provider) return;
     const many = times.length > 1;
     element("fact-time-label", HTMLElement).textContent = many
       ? `Median of ${times.length} runs`
       : "Time per inference";
     element("fact-time", HTMLElement).textContent = time || "–";
-    element("badge", HTMLElement).textContent = time ? `${NAMES[provider]} · ${time}` : NAMES[provider];
+    const name = NAMES[provider];
+    element("badge", HTMLElement).textContent = time ? `${name} · ${time}` : name;
   }
 }
 
@@ -304,9 +306,7 @@ class Download {
     this.#bar.value = 0;
   }
 
-  /**
-   * @param {{file: string, loaded: number, total: number, fileLoaded: number, fileTotal: number}} progress
-   */
+  /** @type {import("../bundle.js").OnProgress} */
   update = ({ file, loaded, total, fileLoaded, fileTotal }) => {
     this.#loaded = loaded;
     this.#total = total;

@@ -106,7 +106,7 @@ const lines = () => [...new Set(sentences.value.split("\n").map((s) => s.trim())
 let pending = false;
 let busy = false;
 
-/** Bring the ranking up to date with what is typed; calls during a run only note that it changed. */
+/** Bring the ranking up to date with what is typed; calls during a run only note the change. */
 async function update() {
   pending = true;
   if (busy || !tokenizer || !runner.session) return;
