@@ -35,6 +35,7 @@ import { violation } from "./schema.js";
  * @property {Dim[]} slots
  * @property {{bytes: number, shards: string[]}} weights
  * @property {Step[]} steps
+ * @property {{left: Dim, right: Dim, where: string}[]} checks sizes that must be equal
  * @property {{variants: Variant[], params: Param[], weights_base: number, scratch_per_thread: Dim}} wasm
  * @property {{file: string, kernels: GpuKernel[]}} webgpu
  * @property {Record<string, {bytes: number, sha256: string}>} files

@@ -56,6 +56,17 @@ export function bind(manifest, feeds) {
       });
     }
   }
+  for (const { left, right, where } of manifest.checks) {
+    const [a, b] = [evaluate(left, sizes), evaluate(right, sizes)];
+    if (a !== b) {
+      throw new InputError("the model cannot take inputs of these sizes", {
+        where,
+        got: `${text(left)} = ${a} and ${text(right)} = ${b}${note(sizes)}`,
+        expected: "two equal sizes",
+        remedy: "Feed smaller inputs, or export the model for such sizes.",
+      });
+    }
+  }
   return sizes;
 }
 
@@ -134,7 +145,9 @@ export function trialFrames(manifest) {
       ({ sizes }) => manifest.buffers.every(({ bytes }) => evaluate(unpadded(bytes), sizes) > 0),
     );
   const small = [1, 4, 16, 64, 256].find(fits);
-  return small ? [at(() => small), at(() => 4 * small)] : [];
+  const allowed = (/** @type {Frame} */ { sizes }) =>
+    manifest.checks.every(({ left, right }) => evaluate(left, sizes) === evaluate(right, sizes));
+  return small ? [at(() => small), at(() => 4 * small)].filter(allowed) : [];
 }
 
 /** A buffer's size without the lower bound that the plan may put on it. @param {Dim} bytes @returns {Dim} */

@@ -12,7 +12,7 @@ import { outputBytes, trialFrames } from "./shapes.js";
 /** @typedef {import("./wasm.js").Packed} Packed */
 
 /** @typedef {{pipeline: GPUComputePipeline, group: GPUBindGroup, grid: number[]}} Dispatch */
-/** @typedef {{dispatches: Dispatch[], bytes: number[], args: GPUBuffer | null}} Prepared */
+/** @typedef {{dispatches: Dispatch[], args: GPUBuffer | null}} Prepared */
 
 // Raised to what the adapter has: kernels are exported for the guaranteed minimum, but long
 // sequences need large bindings, and tuned kernels may use more of the rest.
@@ -350,13 +350,13 @@ export class GpuHost {
    */
   #prepare(device, run) {
     const manifest = /** @type {Manifest} */ (this.manifest);
+    const known = this.frames.get(run.key);
+    if (known) return known;
     const calls = manifest.steps.map((step) => {
       const kernel = manifest.webgpu.kernels[step.kernel];
       const args = step.args.map((dim) => evaluate(dim, run.sizes));
       return { step, kernel, args, names: new Map(args.map((value, i) => [`a${i}`, value])) };
     });
-    const known = this.frames.get(run.key);
-    if (known) return known;
 
     this.#grow(this.slots, run.slotBytes, "a tensor");
     for (const { kernel, names } of calls) {
@@ -387,7 +387,7 @@ export class GpuHost {
       }),
     );
     if (this.frames.size >= FRAMES) this.#forget();
-    const prepared = { dispatches, bytes: run.bufferBytes, args };
+    const prepared = { dispatches, args };
     this.frames.set(run.key, prepared);
     return prepared;
   }

@@ -138,6 +138,7 @@ WRONG_FEEDS = {
     "type": ("({ ...good, x: new t.Tensor('int32', [1]) })", "int32"),
     "rank": ("({ ...good, x: new t.Tensor('float32', [1, 2], [1, 2]) })", "[1, 2]"),
     "size": ("({ ...good, k: new t.Tensor('int64', [1n, 2n, 3n]) })", "[3]"),
+    "check": ("t.feeds(new Float32Array(4000001))", "4000000"),
     "range": ("({ ...good, k: new t.Tensor('int64', [1n << 31n, 0n]) })", "2147483648"),
 }
 
