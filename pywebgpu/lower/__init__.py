@@ -18,6 +18,7 @@ from . import (  # noqa: F401  (each registers its operators)
     movement,
     norm,
     pool,
+    quantize,
     reduce,
     resize,
     scatter,

@@ -86,7 +86,7 @@ def lower_conv(lw: Lowering, node: Node) -> Value:
     window = window_of(node, kernel, x.shape[2:])
     static = all(isinstance(s, int) for s in (x.shape[1], *w.shape))
     if w.constant is None or spatial not in (1, 2) or not static:
-        result = _irregular(lw, dtype, shape, x, w, window, groups)
+        result = irregular(lw, dtype, shape, x, w, window, groups)
     else:
         # A product's rows cannot be stored channels first, as an output wants them.
         rows = shape[0] == 1 or not lw.becomes_output(node.outputs[0])
@@ -234,7 +234,7 @@ def _pair(values: Sequence[int]) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def _irregular(
+def irregular(
     lw: Lowering,
     dtype: DType,
     shape: tuple[Dim, ...],

@@ -191,21 +191,6 @@ def lower_fused_matmul(lw: Lowering, node: Node) -> Value:
     return result if alpha == 1.0 else lw.pointwise(dtype, shape, lambda x: x * alpha, result)
 
 
-@lowers("MatMulInteger")
-def lower_matmul_integer(lw: Lowering, node: Node) -> Value:
-    dtype, shape = lw.out(node)
-    operands = []
-    for position in range(2):
-        x, zero = lw.input(node, position), lw.optional(node, position + 2)
-        x = lw.pointwise(DType.I32, x.shape, lambda e: e, x)
-        if zero is not None:
-            if zero.rank == 1 and position == 0:  # one per row
-                zero = reshaped(lw, zero, (*zero.shape, 1))
-            x = lw.pointwise(DType.I32, x.shape, lambda p, q: p - q, x, zero)
-        operands.append(x)
-    return matmul(lw, dtype, shape, *operands)
-
-
 @lowers("Einsum")
 def lower_einsum(lw: Lowering, node: Node) -> Value:
     """A batched product where there are two operands that contract, a reduction otherwise."""

@@ -196,6 +196,8 @@ def _fill_parts(lw: Lowering, parts: list[tuple[Value, Dim]], node: Node) -> boo
 
     Each other part costs a copy, and a pointwise consumer could have done the joining itself.
     """
+    if len({id(p) for p, _ in parts}) < len(parts):
+        return False  # the second of two equal parts would be read from where it is written
     pending = sum(p.open is not None for p, _ in parts)
     rest = len(parts) - pending
     return pending > 0 and (rest == 0 or (rest == 1 and not lw.feeds_pointwise(node.outputs[0])))

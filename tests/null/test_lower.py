@@ -223,6 +223,19 @@ def test_concat_of_results_is_written_in_place() -> None:
     _against_ort(model, compiled, {"x": _array(1, 3, 6, 6)})
 
 
+def test_concat_of_one_value_with_itself() -> None:
+    model = _model(
+        [
+            helper.make_node("ReduceMean", ["x", "axes"], ["r"], keepdims=0),
+            helper.make_node("Concat", ["r", "r"], ["y"], axis=1),
+        ],
+        {"x": _float("n", 4, 6)},
+        ["y"],
+        {"axes": np.array([1])},
+    )
+    _against_ort(model, compile_model(model), {"x": _array(3, 4, 6)})
+
+
 def test_embedding_and_logits_share_one_table() -> None:
     table = _array(700, 400)
     model = _model(
