@@ -29,7 +29,7 @@ from .codegen.spec import Storage
 from .codegen.wasm.model import Param, Scratch, Size, Slot
 from .codegen.wgsl.kernel import Binding, Pass, Role, WgslKernel
 from .errors import BundleError, InputError
-from .graph import DType
+from .graph import DType, SizeCheck
 from .plan import FORMAT_VERSION, Buffer, Plan, Port, SlotBuffer, Step, WeightBuffer
 
 MANIFEST = "manifest.json"
@@ -202,6 +202,10 @@ def plan_json(plan: Plan) -> dict[str, Any]:
                 "label": step.label,
             }
             for step in plan.steps
+        ],
+        "checks": [
+            {"left": dim_json(c.left), "right": dim_json(c.right), "where": c.where}
+            for c in plan.checks
         ],
     }
 
@@ -494,6 +498,9 @@ def _plan_from_json(data: dict[str, Any], specs: tuple[Any, ...]) -> Plan:
         args = tuple(dim_from_json(a) for a in item["args"])
         return Step(item["kernel"], tuple(item["operands"]), item["output"], args, item["label"])
 
+    def check(item: dict[str, Any]) -> SizeCheck:
+        return SizeCheck(dim_from_json(item["left"]), dim_from_json(item["right"]), item["where"])
+
     return Plan(
         name=data["name"],
         symbols=tuple(data["symbols"]),
@@ -504,5 +511,6 @@ def _plan_from_json(data: dict[str, Any], specs: tuple[Any, ...]) -> Plan:
         kernels=specs,
         steps=tuple(map(step, data["steps"])),
         weight_bytes=data["weights"]["bytes"],
+        checks=tuple(map(check, data["checks"])),
         metadata=data["metadata"],
     )

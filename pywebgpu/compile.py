@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .codegen.dims import symbols
 from .codegen.spec import KernelSpec
+from .errors import InputError
 from .graph import Graph
 from .load import load
 from .lower import Lowering, lower
@@ -34,17 +37,24 @@ class Compiled:
 
 
 def compile_model(
-    model: str | os.PathLike[str] | bytes | Graph | Any, progress: Progress | None = None
+    model: str | os.PathLike[str] | bytes | Graph | Any,
+    progress: Progress | None = None,
+    *,
+    values: Mapping[str, np.ndarray[Any, Any]] | None = None,
 ) -> Compiled:
     """Compile a model (path, bytes, parsed model or `Graph`) to a target-free plan.
 
+    values: inputs to fix: they become constants, and the plan has them as inputs no more.
+
     Raises:
-        ModelError, InputError: the model cannot be read.
+        ModelError, InputError: the model cannot be read, or a value does not fit its input.
         UnsupportedError: it uses something that cannot be compiled.
     """
     say = progress or (lambda _: None)
     say("loading")
-    graph = model if isinstance(model, Graph) else load(model)
+    if isinstance(model, Graph) and values:
+        raise InputError("inputs can be fixed only while a model is read", where="values")
+    graph = model if isinstance(model, Graph) else load(model, fixed=values)
     say("optimising")
     optimise(graph)
     if merge_siblings(graph):
@@ -80,6 +90,7 @@ def make_plan(graph: Graph, lowering: Lowering, memory: Memory) -> Plan:
         kernels=tuple(kernels),
         steps=steps,
         weight_bytes=weight_bytes,
+        checks=tuple(graph.checks),
     )
 
 

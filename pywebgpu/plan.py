@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from .codegen.dims import Dim
 from .codegen.spec import KernelSpec, Storage
-from .graph import DType, Shape
+from .graph import DType, Shape, SizeCheck
 
 FORMAT_VERSION = 1
 
@@ -70,7 +70,8 @@ class Plan:
     """`slots` are sizes in bytes: the maximum over the buffers that share one.
 
     `symbols` names what the input shapes bind: a Port's dim that is just a symbol binds it, and
-    every other dim is checked against its expression.
+    every other dim is checked against its expression. `checks` are further conditions on the
+    symbols ("at most 512 positions") that a runtime verifies before it computes anything.
     """
 
     name: str
@@ -82,4 +83,5 @@ class Plan:
     kernels: tuple[KernelSpec, ...]
     steps: tuple[Step, ...]
     weight_bytes: int
+    checks: tuple[SizeCheck, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)

@@ -136,7 +136,23 @@ def bind_symbols(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
             ) from error
         if want != shape:
             raise _shape_error(port, shape, values)
+    _verify(plan, values)
     return values
+
+
+def _verify(plan: Plan, values: Mapping[str, int]) -> None:
+    """What the model needs of its sizes beyond the ports' shapes: at most 512 positions, say."""
+    for check in plan.checks:
+        left, right = evaluate(check.left, values), evaluate(check.right, values)
+        if left != right:
+            raise InputError(
+                "the model cannot take inputs of these sizes",
+                where=check.where,
+                got=f"{dim_str(check.left)} = {left} and {dim_str(check.right)} = {right} with "
+                + ", ".join(f"{k} = {v}" for k, v in values.items()),
+                expected="two equal sizes",
+                remedy="Feed smaller inputs, or export the model for such sizes",
+            )
 
 
 def _symbol(dim: Dim) -> str | None:
