@@ -244,6 +244,7 @@ def irregular(
     groups: int,
 ) -> Value:
     """Any rank, weights computed at run time: a plain sum over taps and channels."""
+    lw.limit(x, w)
     per_group = w.shape[1]
     outputs = w.shape[0] // groups
 
@@ -270,6 +271,7 @@ def lower_conv_transpose(lw: Lowering, node: Node) -> Value:
     """Each output gathers the inputs whose window covers it."""
     dtype, shape = lw.out(node)
     x, w = lw.input(node, 0), lw.input(node, 1)
+    lw.limit(x, w)
     groups = int(node.attrs.get("group", 1))
     spatial = x.rank - 2
     kernel = w.shape[2:]

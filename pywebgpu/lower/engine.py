@@ -404,7 +404,17 @@ class Lowering:
     def _inner(self, core: Core) -> int:
         return len(getattr(core.build, "reads", ()))
 
-    def _limit(self, shape: tuple[Dim, ...], operands: Sequence[Value]) -> None:
+    def limit(self, *operands: Value | None) -> None:
+        """Materialise operands until one kernel can read them all."""
+        present = [o for o in operands if o is not None]
+        for o in present:
+            if o.open is not None:
+                self.materialise(o)
+        self._limit((), present, broadcast=False)
+
+    def _limit(
+        self, shape: tuple[Dim, ...], operands: Sequence[Value], *, broadcast: bool = True
+    ) -> None:
         """Materialise operands that would make the expression too large, or too often computed."""
         measured: list[tuple[int, Value]] = []
         everything: dict[int, None] = {}
@@ -415,7 +425,8 @@ class Lowering:
                 continue
             space = Space(o.shape)
             expr = space.simplify(self.read(o, space.axes))
-            if cost(expr) > CHEAP_BROADCAST and product(o.shape) != product(shape) and loads(expr):
+            wider = broadcast and product(o.shape) != product(shape)
+            if wider and cost(expr) > CHEAP_BROADCAST and loads(expr):
                 self.materialise(o)
                 continue
             reads = loads(expr)

@@ -35,6 +35,7 @@ def _is_size(index: Scalar) -> bool:
 @lowers("Gather")
 def lower_gather(lw: Lowering, node: Node) -> Value:
     x, indices = lw.input(node, 0), lw.input(node, 1)
+    lw.limit(x, indices)
     axis = axis_of(node, x.rank)
     dtype, shape = lw.out(node)
 
@@ -48,6 +49,7 @@ def lower_gather(lw: Lowering, node: Node) -> Value:
 @lowers("GatherElements")
 def lower_gather_elements(lw: Lowering, node: Node) -> Value:
     x, indices = lw.input(node, 0), lw.input(node, 1)
+    lw.limit(x, indices)
     axis = axis_of(node, x.rank)
     dtype, shape = lw.out(node)
 
@@ -60,6 +62,7 @@ def lower_gather_elements(lw: Lowering, node: Node) -> Value:
 @lowers("GatherND")
 def lower_gather_nd(lw: Lowering, node: Node) -> Value:
     x, indices = lw.input(node, 0), lw.input(node, 1)
+    lw.limit(x, indices)
     batch = int(node.attrs.get("batch_dims", 0))
     depth = indices.shape[-1]
     if not isinstance(depth, int):

@@ -71,6 +71,7 @@ def lower_eye_like(lw: Lowering, node: Node) -> Value:
 def lower_one_hot(lw: Lowering, node: Node) -> Value:
     dtype, shape = lw.out(node)
     indices, values = lw.input(node, 0), lw.input(node, 2)
+    lw.limit(indices, values)
     axis = int(node.attrs.get("axis", -1))
     axis += len(shape) if axis < 0 else 0
 

@@ -39,8 +39,7 @@ def lower_grid_sample(lw: Lowering, node: Node) -> Value:
         _text(node, "mode", "linear"), _text(node, "mode", "linear")
     )
     padding = _text(node, "padding_mode", "zeros")
-    if x.open is not None:
-        lw.materialise(x)
+    lw.limit(x, grid)
     sizes = x.shape[2:]
     rank = len(sizes)
 

@@ -130,6 +130,8 @@ def _batched(lw: Lowering, dtype: DType, shape: tuple[Dim, ...], a: Value, b: Va
 def _integer(
     lw: Lowering, dtype: DType, shape: tuple[Dim, ...], k: Dim, a: Value, b: Value
 ) -> Value:
+    lw.limit(a, b)
+
     def element(c: Coordinates, r: Coordinates) -> Scalar:
         lead = c[:-2]
         x = lw.broadcast(a, (*lead, c[-2], r[0]), (*shape[:-1], k))
@@ -208,6 +210,8 @@ def lower_einsum(lw: Lowering, node: Node) -> Value:
     found = _as_matmul(lw, dtype, terms, result, summed, sizes, operands)
     if found is not None:
         return reshaped(lw, found, shape) if found.shape != shape else found
+
+    lw.limit(*operands)
 
     def at(labels: list[str], place: dict[str, Scalar], x: Value) -> Scalar:
         c = [sc.const(0) if s == 1 else place[la] for la, s in zip(labels, x.shape, strict=True)]

@@ -187,7 +187,11 @@ def lower_concat(lw: Lowering, node: Node) -> Value:
 
     sources = {p.buffer for p, _ in kept}
     if len(sources) > MAX_VIRTUAL_OPERANDS or len(kept) > MAX_VIRTUAL_OPERANDS:
+        for part, _ in kept:
+            if sum(part is other for other, _ in kept) > 1:
+                lw.materialise(part)
         return _filled(lw, dtype, shape, axis, kept)
+    lw.limit(*(part for part, _ in kept))
     return lw.virtual(dtype, shape, read)
 
 
@@ -344,6 +348,7 @@ def lower_trilu(lw: Lowering, node: Node) -> Value:
 @lowers("ReverseSequence")
 def lower_reverse_sequence(lw: Lowering, node: Node) -> Value:
     x, lengths = lw.input(node, 0), lw.input(node, 1)
+    lw.limit(x, lengths)
     time, batch = int(node.attrs.get("time_axis", 0)), int(node.attrs.get("batch_axis", 1))
 
     def read(c: Coordinates) -> Scalar:

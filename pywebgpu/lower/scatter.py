@@ -67,7 +67,7 @@ def lower_scatter_elements(lw: Lowering, node: Node) -> Value:
         target = wrapped(lw.read(indices, at), data.shape[axis])
         return at, both(inside, sc.binary(Op.EQ, target, c[axis]))
 
-    return _scattered(lw, dtype, shape, kind, data, updates, (indices.shape[axis],),
+    return _scattered(lw, dtype, shape, kind, data, indices, updates, (indices.shape[axis],),
                       lambda c, r: candidate(c, r[0]))  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def lower_scatter_nd(lw: Lowering, node: Node) -> Value:
             hit = both(hit, sc.binary(Op.EQ, target, c[i]))
         return [*r, *c[depth:]], hit
 
-    return _scattered(lw, dtype, shape, _mode(node), data, updates, rows, candidate)
+    return _scattered(lw, dtype, shape, _mode(node), data, indices, updates, rows, candidate)
 
 
 def _scattered(
@@ -96,11 +96,13 @@ def _scattered(
     shape: tuple[Dim, ...],
     kind: str,
     data: Value,
+    indices: Value,
     updates: Value,
     steps: tuple[Dim, ...],
     candidate: Candidate,
 ) -> Value:
     like = scalar_type(dtype)
+    lw.limit(data, indices, updates)
     if kind == "none":
 
         def element(c: Coordinates, r: Coordinates) -> Scalar:
@@ -131,6 +133,7 @@ def lower_tensor_scatter(lw: Lowering, node: Node) -> Value:
     """A cache with new rows written from a position per batch element on."""
     past, update = lw.input(node, 0), lw.input(node, 1)
     starts = lw.optional(node, 2)
+    lw.limit(past, update, starts)
     axis = axis_of(node, past.rank, default=-2)
     mode = node.attrs.get("mode", "linear")
     circular = mode in ("circular", b"circular")

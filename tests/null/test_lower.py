@@ -263,6 +263,25 @@ def test_operand_limit_holds() -> None:
     _against_ort(model, compiled, {n: _array(3, 4) for n in names})
 
 
+def test_operand_limit_holds_where_virtual_values_meet() -> None:
+    names = [f"x{i}" for i in range(12)]
+    nodes = [helper.make_node("Sum", names[i : i + 4], [f"s{i}"]) for i in (0, 4, 8)]
+    model = _model(
+        [
+            *nodes,
+            helper.make_node("Concat", ["s0", "s4", "s8"], ["y"], axis=1),
+            helper.make_node("Cast", ["s0"], ["i"], to=TensorProto.INT64),
+            helper.make_node("GatherElements", ["s4", "i"], ["z"], axis=1),
+        ],
+        {n: _float("n", 4) for n in names},
+        ["y", "z"],
+    )
+    compiled = compile_model(model)
+    assert all(len(k.operands) <= 7 for k in compiled.plan.kernels)
+    feeds = {n: np.zeros((3, 4), np.float32) for n in names} | {"x5": _array(3, 4)}
+    _against_ort(model, compiled, feeds)
+
+
 def test_outputs_that_are_inputs_or_named_twice_are_copies() -> None:
     model = _model(
         [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Identity", ["x"], ["z"])],
