@@ -81,6 +81,11 @@ def _from_folder(folder: Path) -> list[tuple[list[Any], list[Any]]]:
     ]
 
 
+def _plain(values: Any) -> list[Any]:
+    """The suite holds some tensors as messages."""
+    return [numpy_helper.to_array(v) if isinstance(v, TensorProto) else v for v in values]
+
+
 def _light(path: Path) -> list[tuple[list[Any], list[Any]]]:
     """The published networks with generated weights; the expected output lies beside them."""
     model = onnx.load(path)
@@ -104,7 +109,7 @@ def collect() -> dict[str, Case]:
             for test in load_model_tests(kind=kind):
                 if test.model is not None:
                     load = lambda t=test: t.model  # noqa: E731
-                    data = lambda t=test: [(list(i), list(o)) for i, o in t.data_sets]  # noqa: E731
+                    data = lambda t=test: [(_plain(i), _plain(o)) for i, o in t.data_sets]  # noqa: E731
                 else:
                     folder = Path(test.model_dir)
                     load = lambda f=folder: onnx.load(f / "model.onnx")  # noqa: E731
