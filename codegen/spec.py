@@ -193,7 +193,7 @@ class Attention:
     query head h reads kv head h // (heads / kv_heads). Operands 0, 1, 2 are q, k, v; `bias`, an
     F32 Scalar over AXIS (batch, head, q position, kv position), loads from operands 3 and up.
     `causal`: kv position j is hidden from q position i when j > i + kv_len - q_len. A row whose
-    every score is -inf gives 0 when `zero_masked_rows`, NaN otherwise.
+    every score is -inf gives 0 when `zero_masked_rows`, NaN otherwise; kv_len 0 gives 0.
     """
 
     batch: Dim
