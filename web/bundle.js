@@ -71,6 +71,8 @@ export class Bundle {
     this.signal = signal;
     /** @type {Unavailable[]} */
     this.unavailable = [];
+    /** @type {[string, Response][]} */
+    this.unsaved = [];
     this.total = 0;
     this.loaded = 0;
     if (!globalThis.crypto?.subtle) {
@@ -162,9 +164,27 @@ export class Bundle {
         });
       }
     }
-    // Not awaited: the answer does not depend on it, and a full disk must not fail the session.
-    cache?.put(key, new Response(data)).catch(() => {});
+    // A copy, since the caller may hand the data on to a worker.
+    if (cache) this.unsaved.push([key, new Response(data)]);
     return data;
+  }
+
+  /**
+   * Put what has been downloaded into the cache, when the page has nothing else to do: writing
+   * megabytes to the disk must not delay the first answer.
+   */
+  save() {
+    const idle = globalThis.requestIdleCallback ?? ((/** @type {() => void} */ f) => setTimeout(f, 500));
+    idle(
+      async () => {
+        const cache = await this.cache;
+        for (const [key, response] of this.unsaved.splice(0)) {
+          // A full disk must not fail the session.
+          await cache?.put(key, response).catch(() => {});
+        }
+      },
+      { timeout: 5000 },
+    );
   }
 
   /** @param {string} name */

@@ -76,8 +76,10 @@ export class InferenceSession {
     options.signal?.throwIfAborted();
     // The first provider prepares while the manifest travels.
     let host = new HOSTS[providers[0]](options);
+    /** @type {Bundle | null} */
+    let bundle = null;
     try {
-      const bundle = await Bundle.open(url, options);
+      bundle = await Bundle.open(url, options);
       /** @type {Unavailable[]} */
       const unavailable = [];
       for (const [i, name] of providers.entries()) {
@@ -102,6 +104,9 @@ export class InferenceSession {
     } catch (error) {
       host.release();
       throw error;
+    } finally {
+      // Also after a failure: another attempt begins with the files that have arrived.
+      bundle?.save();
     }
   }
 

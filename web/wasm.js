@@ -77,6 +77,9 @@ export function layout(manifest, run, threads) {
   };
 }
 
+/** Instead of `Trials`: one thread, and nothing learnt from it. */
+const ALONE = { next: () => 1, took: () => {} };
+
 /**
  * How many threads serve one set of shapes best. Threads wait for each other after every step, and
  * in a small model that can cost more than the work: short runs are tried with fewer.
@@ -278,7 +281,8 @@ export class WasmHost {
       /** @type {number[]} */
       const times = [];
       for (let now = performance.now(); ; ) {
-        await this.run(trial, inputs);
+        // One thread leaves the other processors to the download; the code is the same for all.
+        await this.run(trial, inputs, arrived() ? null : ALONE);
         const end = performance.now();
         times.push(end - now);
         now = end;
@@ -303,10 +307,11 @@ export class WasmHost {
    * The outputs' bytes. Runs wait for each other: they share the activations' memory.
    * @param {Frame} run
    * @param {Packed[]} inputs
+   * @param {Pick<Trials, "next" | "took"> | null} [trials] how many threads; as it goes best
    * @returns {Promise<ArrayBuffer[]>}
    */
-  run(run, inputs) {
-    const result = this.tail.then(() => this.#run(run, inputs));
+  run(run, inputs, trials = null) {
+    const result = this.tail.then(() => this.#run(run, inputs, trials));
     this.tail = result.catch(() => {});
     return result;
   }
@@ -314,11 +319,12 @@ export class WasmHost {
   /**
    * @param {Frame} run
    * @param {Packed[]} inputs
+   * @param {Pick<Trials, "next" | "took"> | null} trials
    */
-  async #run(run, inputs) {
+  async #run(run, inputs, trials) {
     if (this.dead) throw this.dead;
     const manifest = /** @type {Manifest} */ (this.manifest);
-    const { params, addresses, pages, trials } = this.#layout(run);
+    const { params, addresses, pages, trials: usual } = this.#layout(run);
     /** @type {[number, Packed | Int32Array][]} */
     const writes = manifest.inputs.map((port, i) => [addresses[port.buffer], inputs[i]]);
     if (this.written !== run.key) writes.push([PARAMS_BASE, params]);
@@ -329,7 +335,7 @@ export class WasmHost {
     ]);
     this.written = null;
     const results = this.memory
-      ? await this.#runShared(this.memory, pages, writes, reads, trials)
+      ? await this.#runShared(this.memory, pages, writes, reads, trials ?? usual)
       : await this.#runOwn(pages, writes, reads);
     this.written = run.key;
     return results;
@@ -351,7 +357,7 @@ export class WasmHost {
    * @param {number} pages
    * @param {[number, Packed][]} writes
    * @param {[number, number][]} reads
-   * @param {Trials} trials
+   * @param {Pick<Trials, "next" | "took">} trials
    */
   async #runShared(memory, pages, writes, reads, trials) {
     grow(memory, pages);
