@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from .codegen.dims import symbols
+from .codegen.dims import Atom, Dim, symbols
 from .codegen.spec import KernelSpec
 from .errors import InputError
-from .graph import Graph
+from .graph import Graph, SizeCheck
+from .infer import symbolic
 from .load import load
 from .lower import Lowering, lower
 from .memory import Memory, plan_memory
@@ -90,7 +91,7 @@ def make_plan(graph: Graph, lowering: Lowering, memory: Memory) -> Plan:
         kernels=tuple(kernels),
         steps=steps,
         weight_bytes=weight_bytes,
-        checks=tuple(graph.checks),
+        checks=_checks(graph),
     )
 
 
@@ -100,6 +101,20 @@ def _symbols(graph: Graph) -> tuple[str, ...]:
         for dim in graph.types[name].shape:
             found.update(dict.fromkeys(symbols(dim)))
     return tuple(found)
+
+
+def _checks(graph: Graph) -> tuple[SizeCheck, ...]:
+    """The graph's checks in terms of the plan's symbols. Where inference wrote a known size for an
+    input's symbol, the input's shape says so, and no symbol is left to check."""
+    bound = set(_symbols(graph))
+    known: dict[Atom, Dim] = {
+        a: d for a, d in graph.equal.items() if isinstance(a, str) and a not in bound
+    }
+    found = (
+        SizeCheck(symbolic.rewrite(c.left, known), symbolic.rewrite(c.right, known), c.where)
+        for c in graph.checks
+    )
+    return tuple(c for c in found if c.left != c.right)
 
 
 def _ports(

@@ -8,6 +8,7 @@ comes out follows opset `LATEST` of the default domain. Optimisation is the pass
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -22,8 +23,9 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 
 from .codegen.dims import Dim, Expr, symbol
 from .errors import InputError, ModelError, UnsupportedError
-from .graph import Graph, Node, TensorType, outer_names, subgraphs
-from .infer import DataDependent, Problems, infer_graph, unbound_sizes
+from .graph import Graph, Node, SizeCheck, TensorType, outer_names, subgraphs
+from .infer import DataDependent, Problems, infer_graph, symbolic, unbound_sizes
+from .infer.registry import assume
 from .onnx_types import DTYPE_ATTRIBUTES, LATEST, OLDEST, array_of, dtype_of
 from .passes.upgrade import normalise_attributes, upgrade
 
@@ -71,6 +73,7 @@ def load_leniently(
     opsets = _opsets(model, where)
     model = _inline(model, where)
     _load_external(model, folder, where)
+    declared = _declared_outputs(model, where)
     _check(model, opsets, where)
     graph = _graph(model.graph, opsets, where, None)
     graph.name = name or stem or model.graph.name or "model"
@@ -87,7 +90,20 @@ def load_leniently(
             remedy="Cut the model before this node, or fix the input that decides it",
         )
         problems.unsupported.append((node, error))
+    for output, type_ in declared.items():
+        graph.types.setdefault(output, type_)  # behind a node that could not be typed
     return graph
+
+
+def _declared_outputs(model: ModelProto, where: str) -> dict[str, TensorType]:
+    """What the file says of its outputs, where it says all of it."""
+    found = {}
+    for value in model.graph.output:
+        tensor = value.type.tensor_type
+        if value.type.HasField("tensor_type") and tensor.HasField("shape"):
+            with contextlib.suppress(UnsupportedError, ModelError):
+                found[value.name] = _type(value.name, value.type, where)
+    return found
 
 
 def _newest(graph: Graph) -> None:
@@ -99,19 +115,37 @@ def _newest(graph: Graph) -> None:
 
 
 def _fix(graph: Graph, fixed: Mapping[str, np.ndarray[Any, Any]], where: str) -> None:
-    """Turn inputs into constants."""
-    for name, array in fixed.items():
+    """Turn inputs into constants. Sizes that they share with other inputs are known then, too."""
+    for name, given in fixed.items():
         at = f"{where} input '{name}'"
         if name not in graph.inputs:
-            raise InputError("no such input", where=at, expected=", ".join(graph.inputs))
+            expected = ", ".join(graph.inputs) or "no inputs"
+            raise InputError("no such input", where=at, expected=expected)
+        array = np.asarray(given)
         type_ = graph.types[name]
-        dims = [
-            d if isinstance(d, int) else n for d, n in zip(type_.shape, array.shape, strict=False)
-        ]
-        if array.ndim != len(type_.shape) or dims != list(array.shape):
-            raise InputError("wrong shape", where=at, got=array.shape, expected=type_)
+        fits = len(type_.shape) == array.ndim
+        for dim, size in zip(type_.shape, array.shape, strict=False):
+            known = symbolic.rewrite(dim, graph.equal)
+            atom = symbolic.lone_atom(known)
+            if atom is not None:
+                assume(graph, atom, size)
+            elif not isinstance(known, int):
+                graph.checks.append(SizeCheck(known, size, at))
+            fits = fits and (known == size or not isinstance(known, int))
+        if not fits:
+            raise InputError("wrong shape", where=at, got=list(array.shape), expected=type_)
+        with np.errstate(all="ignore"):
+            value = array.astype(type_.dtype.numpy)
+        number = array.dtype.kind in "biuf" or array.dtype.name == "bfloat16"
+        if not number or not (type_.dtype.is_float or (value == array).all()):
+            raise InputError(
+                "a value is not of the input's type",
+                where=at,
+                got=f"{array.dtype} {array.ravel()[:8].tolist()}",
+                expected=type_.dtype.value,
+            )
         graph.inputs.remove(name)
-        graph.constants[name] = array.astype(type_.dtype.numpy)
+        graph.constants[name] = value
         graph.types[name] = TensorType(type_.dtype, tuple(array.shape))
 
 

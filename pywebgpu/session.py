@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +21,19 @@ from .build import WasmCode, wasm_code, wgsl_kernels
 from .bundle import Bundle
 from .codegen.dims import dim_str
 from .codegen.wgsl.kernel import WgslKernel
-from .compile import Compiled, compile_model
+from .compile import Compiled
 from .errors import DeviceError, InputError, PywebgpuError
-from .executors.base import Executor
+from .executors.base import Executor, typed_feeds
 from .plan import Plan, Port
+from .specialise import Specialising, compile_or_wait, key_of
 
 Array = np.ndarray[Any, Any]
 
 PROVIDERS = ("webgpu", "wasm")
+
+SPECIALISATIONS = 4
+"""A session keeps this many compilations of a model with specialised inputs, each with its weights:
+those used last."""
 
 _TYPES = {"float32": "float", "float64": "double"}
 
@@ -102,10 +108,16 @@ class InferenceSession:
         """
         wanted = [providers] if isinstance(providers, str) else list(providers)
         _check_options(wanted, threads)
-        code = _Code(_open(model))
-        self._plan = code.plan
+        source = _open(model)
+        self._special = source if isinstance(source, Specialising) else None
+        code = _Code(source.nothing if isinstance(source, Specialising) else source)
+        self._plan = source.interface if isinstance(source, Specialising) else code.plan
+        self._inputs, self._outputs = self._plan.inputs, self._plan.outputs
         self._options = {"adapter": adapter, "power_preference": power_preference}
+        self._threads = threads
         self._executor = self._start(code, wanted, threads)
+        self._made: OrderedDict[object, tuple[Plan, Executor]] = OrderedDict()
+        self._warned = False
 
     def _start(self, code: _Code, providers: list[str], threads: int | None) -> Executor:
         skipped: list[DeviceError] = []
@@ -147,13 +159,21 @@ class InferenceSession:
 
     @property
     def plan(self) -> Plan:
+        """What the last run played; of a model with specialised inputs, before the first run, only
+        its inputs and outputs."""
         return self._plan
 
+    @property
+    def specialised(self) -> tuple[str, ...]:
+        """Inputs whose values decide shapes. A run with values that were not seen lately compiles
+        the model for them, which takes as long as making a session."""
+        return self._special.names if self._special else ()
+
     def get_inputs(self) -> list[NodeArg]:
-        return [_node_arg(port) for port in self._plan.inputs]
+        return [_node_arg(port) for port in self._inputs]
 
     def get_outputs(self) -> list[NodeArg]:
-        return [_node_arg(port) for port in self._plan.outputs]
+        return [_node_arg(port) for port in self._outputs]
 
     def get_providers(self) -> list[str]:
         return [self.provider]
@@ -163,18 +183,47 @@ class InferenceSession:
 
         Raises:
             InputError: a feed has a wrong name, shape, dtype or value.
+            ModelError, UnsupportedError: the values of a specialised input do not suit the model.
             DeviceError: the device failed or has not enough memory.
         """
-        results = self._executor.run(input_feed, output_names)
-        names = [p.name for p in self._plan.outputs] if output_names is None else output_names
+        executor, feeds = self._executor, input_feed
+        if self._special:
+            executor, feeds = self._executor_for(self._special, input_feed)
+        results = executor.run(feeds, output_names)
+        names = [p.name for p in self._outputs] if output_names is None else output_names
         return [results[name] for name in names]
+
+    def _executor_for(
+        self, special: Specialising, given: Mapping[str, Any]
+    ) -> tuple[Executor, dict[str, Any]]:
+        """What runs the model for these values of its deciding inputs, and the other feeds."""
+        feeds = typed_feeds(self._inputs, given)
+        made = self._made.pop(key_of(special.names, feeds), None)
+        if made is None:
+            compiled = special.compile(feeds)
+            code = _Code(compiled)
+            made = compiled.plan, self._start(code, [self.provider], self._threads)
+        self._made[key_of(special.names, feeds)] = made  # the last one is the latest used
+        self._plan = made[0]
+        if len(self._made) > SPECIALISATIONS:
+            _, (_, oldest) = self._made.popitem(last=False)
+            oldest.close()
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"more than {SPECIALISATIONS} values of {', '.join(special.names)}: each new "
+                    "one costs a compilation, because it decides shapes",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+        return made[1], {port.name: feeds[port.name] for port in made[0].inputs}
 
     async def run_async(
         self, feeds: Mapping[str, Any], output_names: Sequence[str] | None = None
     ) -> dict[str, Array]:
         """The outputs by name, computed while other tasks go on. One run at a time."""
         results = await asyncio.to_thread(self.run, output_names, feeds)
-        names = [p.name for p in self._plan.outputs] if output_names is None else output_names
+        names = [p.name for p in self._outputs] if output_names is None else output_names
         return dict(zip(names, results, strict=True))
 
     @classmethod
@@ -185,6 +234,8 @@ class InferenceSession:
     def close(self) -> None:
         """Give threads and memory back."""
         self._executor.close()
+        while self._made:
+            self._made.popitem()[1][1].close()
 
     def __enter__(self) -> InferenceSession:
         return self
@@ -208,16 +259,16 @@ def _check_options(providers: list[str], threads: int | None) -> None:
         raise InputError("not a number of threads", where="threads", got=threads, expected=">= 1")
 
 
-def _open(model: Any) -> Compiled | Bundle:
+def _open(model: Any) -> Compiled | Bundle | Specialising:
     if isinstance(model, (Bundle, Compiled)):
         return model
     if isinstance(model, bytes):
-        return Bundle.load(model) if model[:4] == b"PK\x03\x04" else compile_model(model)
+        return Bundle.load(model) if model[:4] == b"PK\x03\x04" else compile_or_wait(model)
     if isinstance(model, (str, os.PathLike)):
         path = Path(model)
         if path.is_dir() or path.suffix == ".zip":
             return Bundle.load(path)
-    return compile_model(model)
+    return compile_or_wait(model)
 
 
 def _wasm(code: _Code, threads: int | None) -> Executor:

@@ -7,6 +7,7 @@ kernels store (see `spec.Storage`); on the way back elements become what the use
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -74,15 +75,25 @@ def check_feeds(plan: Plan, feeds: Feeds) -> tuple[dict[str, Array], dict[str, i
         InputError: a name, shape, dtype or value does not fit.
     """
     ports = {port.name: port for port in plan.inputs}
+    arrays = typed_feeds(plan.inputs, feeds)
+    symbols = bind_symbols(plan, {name: array.shape for name, array in arrays.items()})
+    return {name: to_storage(ports[name], array) for name, array in arrays.items()}, symbols
+
+
+def typed_feeds(inputs: Sequence[Port], feeds: Feeds) -> dict[str, Array]:
+    """Every input's feed as an array of its element type.
+
+    Raises:
+        InputError: a name or an element type does not fit.
+    """
+    ports = {port.name: port for port in inputs}
     for name in feeds:
         if name not in ports:
             raise InputError("no such input", where=f"input {name!r}", expected=_names(ports))
     missing = [name for name in ports if name not in feeds]
     if missing:
         raise InputError("is missing", where=f"input {missing[0]!r}", expected=_names(ports))
-    arrays = {name: _as_array(port, feeds[name]) for name, port in ports.items()}
-    symbols = bind_symbols(plan, {name: array.shape for name, array in arrays.items()})
-    return {name: to_storage(ports[name], array) for name, array in arrays.items()}, symbols
+    return {name: _as_array(port, feeds[name]) for name, port in ports.items()}
 
 
 def _names(names: Mapping[str, object]) -> str:
@@ -90,6 +101,11 @@ def _names(names: Mapping[str, object]) -> str:
 
 
 def _as_array(port: Port, value: Any) -> Array:
+    """A feed as an array of the port's element type (bfloat16: as float32).
+
+    Raises:
+        InputError: it has another element type, or is no array.
+    """
     if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
         array = np.asarray(value)
         if port.dtype is DType.BF16 and array.dtype.name == "bfloat16":
@@ -179,7 +195,7 @@ def to_storage(port: Port, array: Array) -> Array:
     """A contiguous array of the element type in which the port's buffer is stored.
 
     Raises:
-        InputError: a value does not fit 32 bits.
+        InputError: a value does not fit what the buffer stores.
     """
     dtype = _STORAGE[port.storage]
     if port.storage is Storage.I32 and array.dtype.itemsize >= 4 and array.dtype != dtype:
@@ -193,7 +209,19 @@ def to_storage(port: Port, array: Array) -> Array:
                 expected=f"{low}..{high}",
                 remedy="Integers are computed in 32 bits",
             )
-    stored: Array = np.ascontiguousarray(array, dtype=dtype)
+    given = np.ascontiguousarray(array)
+    with np.errstate(over="ignore"):
+        stored: Array = given.astype(dtype, copy=False)
+    if given.dtype.kind == "f" and given.dtype.itemsize > dtype.itemsize:
+        lost = np.isinf(stored) & np.isfinite(given)
+        if lost.any():
+            raise InputError(
+                f"a value does not fit {dtype}",
+                where=f"input {port.name!r}",
+                got=given[lost][0],
+                expected=f"at most {np.finfo(dtype).max:.4g}",
+                remedy=f"{port.dtype.value} is computed in {dtype}",
+            )
     return stored
 
 
@@ -206,8 +234,22 @@ def from_storage(port: Port, elements: Array, symbols: Mapping[str, int]) -> Arr
     count = int(np.prod(shape, dtype=np.int64))
     flat: Array = elements.view(_STORAGE[port.storage])[:count].reshape(shape)
     # != and astype both make a new array.
-    result: Array = flat != 0 if port.dtype is DType.BOOL else flat.astype(port.dtype.numpy)
+    result: Array = flat != 0 if port.dtype is DType.BOOL else flat.astype(_user_dtype(port.dtype))
     return result
+
+
+@cache
+def _user_dtype(dtype: DType) -> np.dtype[Any]:
+    """What a caller gets. NumPy has no bfloat16: it comes from ml_dtypes, as it does in onnx; where
+    that is not installed the numbers come as float32."""
+    if dtype is DType.BF16:
+        try:
+            import ml_dtypes
+        except ImportError:
+            return np.dtype(np.float32)
+        found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return found
+    return dtype.numpy
 
 
 def port_bytes(port: Port, symbols: Mapping[str, int]) -> int:

@@ -1,6 +1,6 @@
 """Types, shapes and known sizes of every value; see `engine.infer_graph`."""
 
-from . import contrib, control, elementwise, movement, neural, reduce
+from . import contrib, control, elementwise, movement, neural, reduce, symbolic
 from .engine import Problems, infer_graph, infer_node, unbound_sizes
 from .registry import DataDependent
 
@@ -15,5 +15,6 @@ __all__ = [
     "movement",
     "neural",
     "reduce",
+    "symbolic",
     "unbound_sizes",
 ]
