@@ -37,6 +37,8 @@ STEPS = {
     "mobilenet-v3-small-96": 73,
     "minilm": 48,  # 7 per layer, embeddings, mask, pooling
     "bert-base-2": 17,
+    "bert-base-12": 87,
+    "bert-minilm-6": 45,
     "gpt2-2": 17,
     "vit-tiny": 88,
     "resnet-50": 56,  # 53 convolutions, 2 pools, 1 product: at most 4 per bottleneck
