@@ -23,7 +23,8 @@ const READ_SLACK = 64;
 const PAGE = 65536;
 const MAX_PAGES = 65536;
 const MAX_THREADS = 8; // more threads wait for each other longer than they help; at most 15
-const SHORT_MS = 5; // runs below this may be quicker on fewer threads
+const SHORT_MS = 10; // runs below this may be quicker on fewer threads
+const SETTLING = 3; // runs of new shapes that are not compared
 
 // Warm-up: at least so long, at most so long once the weights are there, and at most so long.
 const SETTLED_MS = 20;
@@ -82,32 +83,35 @@ const ALONE = { next: () => 1, took: () => {} };
 
 /**
  * How many threads serve one set of shapes best. Threads wait for each other after every step, and
- * in a small model that can cost more than the work: short runs are tried with fewer.
+ * in a small model that can cost more than the work: short runs are tried with fewer, in turn and
+ * three times each, and the median decides, since other work on the machine disturbs single runs.
  */
 class Trials {
   /** @param {number} most */
   constructor(most) {
     this.best = most;
-    /** Still to be tried, twice each and in turn. */
-    this.left = [1, most >> 1, most].filter((n, i, all) => n > 0 && all.indexOf(n) === i);
-    this.left = this.left.length > 1 ? [...this.left, ...this.left] : [];
-    this.bestMs = Infinity;
+    const counts = [...new Set([1, most >> 1 || 1, most])];
+    /** Still to be done, the last first. The first runs of new code say little: they just pass. */
+    this.left = counts.length > 1 ? [...counts, ...counts, ...counts, ...Array(SETTLING).fill(0)] : [];
+    /** @type {Map<number, number[]>} */
+    this.times = new Map(counts.map((count) => [count, []]));
   }
 
   /** Threads for the next run. */
   next() {
-    return this.left.at(-1) ?? this.best;
+    return this.left.at(-1) || this.best;
   }
 
   /** @param {number} ms what the run took */
   took(ms) {
-    const threads = this.left.pop();
-    if (threads === undefined) return;
-    if (ms < this.bestMs) {
-      this.best = threads;
-      this.bestMs = ms;
+    if (!this.left.length) return;
+    const threads = this.left.pop() ?? 0;
+    this.times.get(threads)?.push(ms);
+    if (threads && ms > SHORT_MS) this.left = [];
+    else if (!this.left.length) {
+      const median = (/** @type {number[]} */ times) => times.sort((x, y) => x - y)[1];
+      this.best = [...this.times].sort(([, x], [, y]) => median(x) - median(y))[0][0];
     }
-    if (ms > SHORT_MS) this.left = [];
   }
 }
 
