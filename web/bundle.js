@@ -54,6 +54,7 @@ import { violation } from "./schema.js";
 
 const FORMAT_VERSION = 1;
 const CACHE = "pywebgpu";
+const SAVE_AFTER_MS = 2500;
 const SCHEMA_URL = new URL("./manifest.schema.json", import.meta.url);
 
 const REDO = "Export the model again and upload the whole folder.";
@@ -170,21 +171,17 @@ export class Bundle {
   }
 
   /**
-   * Put what has been downloaded into the cache, when the page has nothing else to do: writing
-   * megabytes to the disk must not delay the first answer.
+   * Put what has been downloaded into the cache, but later: writing megabytes to the disk takes
+   * processors away from the first answers.
    */
   save() {
-    const idle = globalThis.requestIdleCallback ?? ((/** @type {() => void} */ f) => setTimeout(f, 500));
-    idle(
-      async () => {
-        const cache = await this.cache;
-        for (const [key, response] of this.unsaved.splice(0)) {
-          // A full disk must not fail the session.
-          await cache?.put(key, response).catch(() => {});
-        }
-      },
-      { timeout: 5000 },
-    );
+    setTimeout(async () => {
+      const cache = await this.cache;
+      for (const [key, response] of this.unsaved.splice(0)) {
+        // A full disk must not fail the session.
+        await cache?.put(key, response).catch(() => {});
+      }
+    }, SAVE_AFTER_MS);
   }
 
   /** @param {string} name */
