@@ -64,14 +64,16 @@ export class Bundle {
    * @param {string} url of the bundle's folder, with a trailing slash
    * @param {Manifest} manifest
    * @param {{onProgress?: OnProgress, signal?: AbortSignal}} options
+   * @param {Promise<Cache | null>} cache
+   * @param {Unavailable[]} unavailable
    */
-  constructor(url, manifest, { onProgress, signal }) {
+  constructor(url, manifest, { onProgress, signal }, cache, unavailable) {
     this.url = url;
     this.manifest = manifest;
     this.onProgress = onProgress;
     this.signal = signal;
-    /** @type {Unavailable[]} */
-    this.unavailable = [];
+    this.cache = cache;
+    this.unavailable = unavailable;
     /** @type {[string, Response][]} */
     this.unsaved = [];
     this.total = 0;
@@ -82,8 +84,6 @@ export class Bundle {
         reason: "the page is not a secure context: files are taken as they come. Serve over HTTPS",
       });
     }
-    /** @type {Promise<Cache | null>} */
-    this.cache = openCache(this.unavailable);
   }
 
   /**
@@ -94,6 +94,9 @@ export class Bundle {
   static async open(location, options) {
     const url = folder(location);
     const where = `${url}manifest.json`;
+    /** @type {Unavailable[]} */
+    const unavailable = [];
+    const cache = openCache(unavailable); // meanwhile: that, too, takes a while
     // The manifest names the other files' contents, so an old copy of it must never be used.
     const [manifest, schema] = await Promise.all([
       fetchJson(where, "no-cache", options.signal, "Check the URL of the bundle."),
@@ -111,7 +114,7 @@ export class Bundle {
     if (wrong !== null) {
       throw new BundleError(`the manifest is not well-formed: ${wrong}`, { where, remedy: REDO });
     }
-    return new Bundle(url, manifest, options);
+    return new Bundle(url, manifest, options, cache, unavailable);
   }
 
   /**
