@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from .codegen.dims import Dim, product, symbols
 from .errors import PywebgpuError, UnsupportedError
@@ -17,6 +20,7 @@ from .graph import INTERNAL, DType, Graph, Node
 from .infer import Problems
 from .load import Source, load_leniently
 from .passes.pipeline import optimise
+from .specialise import deciding_inputs
 
 BINDING_LIMIT = 128 * 2**20
 """Bytes of one storage buffer that every WebGPU device allows."""
@@ -74,22 +78,27 @@ class CheckReport:
     size_checks: tuple[str, ...]
     """Equalities between sizes that are verified whenever input shapes change."""
     remarks: tuple[str, ...]
+    specialised: tuple[str, ...] = ()
+    """Inputs whose values decide shapes, as far as they are found before values are known: a
+    session compiles anew for each value of them, and an export needs them fixed."""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
-def check(model: Source, name: str = "") -> CheckReport:
-    """Judge a model.
+def check(
+    model: Source, name: str = "", values: Mapping[str, np.ndarray[Any, Any]] | None = None
+) -> CheckReport:
+    """Judge a model. `values` fixes inputs, as for `compile_model`.
 
     Raises:
-        InputError: no such file.
+        InputError: no such file, or a value does not fit its input.
         ModelError: the bytes are no valid ONNX model.
     """
     from .lower import supported
 
     problems = Problems()
-    graph = load_leniently(model, problems, name)
+    graph = load_leniently(model, problems, name, values)
     before = Counter(_label(node) for node in graph.nodes)
     opsets = {**graph.opsets, "": problems.opset}
     refusals = {id(node): _refusal(node, error) for node, error in problems.unsupported}
@@ -102,6 +111,11 @@ def check(model: Source, name: str = "") -> CheckReport:
                 refusals[id(node)] = Refusal(node.where(), node.op, reason, remedy)
         if not refusals:
             refusals.update(_try_to_lower(graph))
+    deciding: list[str] = []
+    if refusals:
+        first = next(iter(refusals.values()))
+        error = UnsupportedError(first.reason, where=first.node)
+        deciding = deciding_inputs(model, error, values)
     typed = [n for n in graph.outputs if n in graph.types]
     return CheckReport(
         ok=not refusals,
@@ -117,7 +131,8 @@ def check(model: Source, name: str = "") -> CheckReport:
         weight_bytes=sum(_stored(a.size, graph.types[n].dtype) for n, a in graph.constants.items()),
         large_buffers=_large(graph),
         size_checks=tuple(f"{c.left} = {c.right} ({c.where})" for c in graph.checks),
-        remarks=tuple(_remarks(graph)),
+        remarks=(*_remarks(graph), *map(_specialised, deciding)),
+        specialised=tuple(deciding),
     )
 
 
@@ -168,6 +183,13 @@ def _large(graph: Graph) -> tuple[LargeBuffer, ...]:
         if isinstance(count, int) and _stored(count, type_.dtype) > BINDING_LIMIT:
             found.append(LargeBuffer(name, _stored(count, type_.dtype)))
     return tuple(sorted(found, key=lambda b: (-b.bytes, b.name)))
+
+
+def _specialised(name: str) -> str:
+    return (
+        f"input '{name}' decides a shape by its value: InferenceSession compiles the model for "
+        f"each new value; an export takes one, with --value {name}=..."
+    )
 
 
 def _remarks(graph: Graph) -> list[str]:

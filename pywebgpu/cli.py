@@ -39,6 +39,14 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; no progress bar.")]
 ModelArgument = Annotated[Path, typer.Argument(help="An ONNX file.")]
+Values = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--value",
+        metavar="NAME=VALUE",
+        help="Fix an input to a number or a JSON list, so that it is one no more; repeatable.",
+    ),
+]
 
 
 class Provider(enum.StrEnum):
@@ -109,7 +117,7 @@ def _parse_dims(options: list[str]) -> dict[str, int]:
 
 
 @app.command()
-def check(model: ModelArgument, json: Json = False) -> None:
+def check(model: ModelArgument, value: Values = None, json: Json = False) -> None:
     """Say what of an ONNX model will run where, what will not and why. Builds nothing.
 
     Exit code 0: the model can be exported; 2: it cannot, for the reasons given.
@@ -120,9 +128,10 @@ def check(model: ModelArgument, json: Json = False) -> None:
       pywebgpu check model.onnx --json
     """
     from .check import check as check_model
+    from .feeds import parse_value
 
     _existing(model, "ONNX file")
-    report = check_model(model)
+    report = check_model(model, values=dict(map(parse_value, value or [])))
     if json:
         print_json(report.to_json())
     else:
@@ -174,6 +183,7 @@ def export(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="BUNDLE", help="The folder to write.")
     ],
+    value: Values = None,
     json: Json = False,
 ) -> None:
     """Compile an ONNX model into a bundle: manifest, wasm, WGSL and weights.
@@ -184,12 +194,16 @@ def export(
     Examples:
       pywebgpu export model.onnx -o bundle
       pywebgpu export model.onnx -o bundle --json
+      pywebgpu export model.onnx -o bundle --value k=[5]     for one value of an input that
+                                                             decides shapes
     """
     from .export import export as export_model
+    from .feeds import parse_value
 
     _existing(model, "ONNX file")
+    values = dict(map(parse_value, value or []))
     with progress_bar(json) as progress:
-        report = export_model(model, out, progress=progress)
+        report = export_model(model, out, progress=progress, values=values)
     if json:
         print_json(report.to_json())
     else:
@@ -250,6 +264,12 @@ def run(
         list[str] | None,
         typer.Option(metavar="NAME=FILE.npy", help="An input's values; repeatable."),
     ] = None,
+    value: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="The same, as a number or a JSON list; repeatable."
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads for wasm; by default one per processor.")
     ] = None,
@@ -262,7 +282,8 @@ def run(
 ) -> None:
     """Run a model on this machine, time it, and compare it with ONNX Runtime.
 
-    Inputs that are not given with --feed get random values that suit their type and name.
+    Inputs that are not given with --feed or --value get random values that suit their type and
+    name.
 
     \b
     Examples:
@@ -271,7 +292,7 @@ def run(
       pywebgpu run model.onnx --feed image=digit.npy --save outputs.npz
     """
     from .compare import run_model
-    from .feeds import load_feed, save_arrays
+    from .feeds import load_feed, parse_value, save_arrays
 
     _existing(model, "model or bundle")
     feeds = dict(load_feed(option) for option in feed or [])
@@ -280,6 +301,7 @@ def run(
             model,
             provider=provider.value,
             feeds=feeds,
+            values=dict(map(parse_value, value or [])),
             dims=_parse_dims(dim or []),
             compare=compare,
             repeat=repeat,

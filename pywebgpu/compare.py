@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .errors import DeviceError, InputError, ModelError
-from .feeds import Array, InputSpec, bind_dims, input_spec, random_feeds, table_rows
+from .feeds import Array, InputSpec, bind_dims, input_spec, random_feeds, table_rows, typed_value
 
 #: `progress(label, done, total)`
 Progress = Callable[[str, int, int], None]
@@ -104,6 +104,7 @@ def run_model(
     *,
     provider: str = "wasm",
     feeds: Mapping[str, Array] | None = None,
+    values: Mapping[str, Array] | None = None,
     dims: Mapping[str, int] | None = None,
     compare: str | Mapping[str, Array] | None = None,
     repeat: int = 10,
@@ -114,6 +115,7 @@ def run_model(
     """Run `model` (an ONNX file or a bundle) `repeat` times after one warm-up.
 
     feeds: arrays by input name; inputs that are not in it get random values.
+    values: the same, of any element type that can be converted to the input's.
     dims: sizes for symbolic dimensions of the random inputs.
     compare: "onnxruntime", or the expected outputs by name, or None.
     session_options: passed on to InferenceSession.
@@ -130,7 +132,10 @@ def run_model(
     session = InferenceSession(model, providers=[provider], **(session_options or {}))
     ms_create = (time.perf_counter() - started) * 1e3
     specs = [input_spec(port.name, port.type, port.shape) for port in session.get_inputs()]
-    given = dict(feeds or {})
+    loose = dict(values or {})
+    typed = {s.name: typed_value(s, loose[s.name]) for s in specs if s.name in loose}
+    given = {**(feeds or {}), **loose, **typed}
+    _require_deciding(session.specialised, given)
     sizes, all_feeds = _complete_feeds(model, specs, given, dims or {}, seed)
     output_names = [port.name for port in session.get_outputs()]
 
@@ -176,6 +181,17 @@ def run_model(
         reference_ms_median=reference_ms,
         values=values,
     )
+
+
+def _require_deciding(names: Sequence[str], given: Mapping[str, Array]) -> None:
+    """A random number will hardly do for a shape or an axis."""
+    for name in names:
+        if name not in given:
+            raise InputError(
+                "the value of this input decides a shape, so that it must be given",
+                where=f"input '{name}'",
+                remedy=f"Give it with --value {name}=..., as a number or a JSON list",
+            )
 
 
 def _complete_feeds(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .build import WASM_VARIANTS, wasm_code, wgsl_kernels
 from .bundle import write_bundle
@@ -52,18 +54,22 @@ def export(
     out: str | os.PathLike[str],
     *,
     progress: Progress | None = None,
+    values: Mapping[str, np.ndarray[Any, Any]] | None = None,
 ) -> ExportReport:
     """Compile `model` and write it to the folder `out`.
 
+    values: inputs to fix. The bundle has them as inputs no more.
+
     Raises:
-        ModelError, InputError: the model cannot be read, or the folder not written.
+        ModelError, InputError: the model cannot be read, a value does not fit its input, or the
+            folder cannot be written.
         UnsupportedError: the model uses something that cannot be compiled.
     """
     start = time.perf_counter()
     stages = 3 + len(WASM_VARIANTS)
     say = progress or (lambda label, done, total: None)
     say("compiling", 0, stages)
-    compiled = compile_model(model)
+    compiled = compile_model(model, values=values)
     plan = compiled.plan
     say("generating WGSL", 1, stages)
     wgsl = wgsl_kernels(plan)

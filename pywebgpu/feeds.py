@@ -8,6 +8,7 @@ graph says (an embedding's number of rows) goes before what a name suggests.
 from __future__ import annotations
 
 import ast
+import json
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -205,6 +206,36 @@ def _padding_mask(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     # The first row is whole, as the longest sentence of a batch is.
     kept.reshape(-1)[:1] = length
     return (np.arange(length) < kept).astype(np.int64)
+
+
+def parse_value(option: str) -> tuple[str, Array]:
+    """`NAME=VALUE` of the command line as (name, array): a number or nested lists of them, as JSON.
+
+    The array's type is what the numbers suggest.
+    """
+    name, separator, text = option.partition("=")
+    try:
+        array = np.array(json.loads(text))
+    except ValueError:  # not JSON, or lists of different lengths
+        array = np.array("")
+    if not separator or not name or array.dtype.kind not in "biuf":
+        raise InputError(
+            "not a value", where=f"--value {option}", expected="NAME=5, NAME=[1,2] or NAME=0.5"
+        )
+    return name, array if array.size else array.astype(np.int64)
+
+
+def typed_value(spec: InputSpec, array: Array) -> Array:
+    """`array` in the input's type, which must hold its elements."""
+    made: Array = array.astype(spec.dtype)
+    if spec.dtype.kind not in "f" and not (made == array).all():
+        raise InputError(
+            "a value is not of the input's type",
+            where=f"input '{spec.name}'",
+            got=array.tolist(),
+            expected=spec.dtype,
+        )
+    return made
 
 
 def load_feed(option: str) -> tuple[str, Array]:

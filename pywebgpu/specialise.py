@@ -33,7 +33,7 @@ _SETTINGS: dict[str, tuple[int, ...]] = {
     "CumProd": (1,),
     "CumSum": (1,),
     "DFT": (1, 2),
-    "Dropout": (2,),
+    "Dropout": (1, 2),
     "Expand": (1,),
     "HammingWindow": (0,),
     "HannWindow": (0,),
@@ -94,18 +94,20 @@ def deciding_inputs(
 
 
 def settings_from_inputs(graph: Graph, nodes: Iterable[Node]) -> list[str]:
-    """The graph's inputs that the settings of `nodes` are computed from, of those small enough."""
+    """The graph's inputs that the settings of `nodes` are computed from. A node with a setting that
+    comes from plain data is passed over."""
     producers = graph.producers()
-    found: dict[str, None] = {}
+    found: set[str] = set()
     for node in nodes:
-        for index in _SETTINGS.get(node.op, ()) if not node.domain else ():
-            if index < len(node.inputs) and node.inputs[index]:
-                found.update(dict.fromkeys(_origins(graph, producers, node.inputs[index])))
+        indices = _SETTINGS.get(node.op, ()) if not node.domain else ()
+        settings = [node.inputs[i] for i in indices if i < len(node.inputs) and node.inputs[i]]
+        origins = [_origins(graph, producers, name) for name in settings]
+        found.update(*(o for o in origins if None not in origins and o is not None))
     return [name for name in graph.inputs if name in found]
 
 
-def _origins(graph: Graph, producers: Mapping[str, Node], name: str) -> set[str]:
-    """The inputs that `name` is computed from; none if one of them is not to be fixed."""
+def _origins(graph: Graph, producers: Mapping[str, Node], name: str) -> set[str] | None:
+    """The inputs that `name` is computed from; None if one of them is plain data."""
     inputs = set(graph.inputs)
     found: set[str] = set()
     todo, seen = [name], {name}
@@ -115,7 +117,7 @@ def _origins(graph: Graph, producers: Mapping[str, Node], name: str) -> set[str]
             continue
         if name in inputs:
             if not _is_small(graph.types[name].shape):
-                return set()
+                return None
             found.add(name)
             continue
         node = producers.get(name)

@@ -46,7 +46,9 @@ def infer_unary(site: Site) -> TensorType:
 def infer_like_first(site: Site) -> TensorType | list[TensorType]:
     x = site.input(0)
     if site.node.op == "Dropout":
-        if site.has(2) and site.value(2) != (0,):
+        ratio = site.array(1)
+        drops = ratio is None or bool(ratio.any())
+        if site.has(2) and site.value(2) != (0,) and drops:
             raise UnsupportedError(
                 "dropout in training mode is not supported",
                 where=site.node.where(),

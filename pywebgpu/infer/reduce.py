@@ -73,7 +73,10 @@ def infer_arg(site: Site) -> TensorType:
 def infer_top_k(site: Site) -> list[TensorType]:
     x = site.input(0)
     axis = site.axis(site.attr("axis", -1), len(x.shape))
-    k = site.sizes(1, "k")[0]
+    k, size = site.sizes(1, "k")[0], x.shape[axis]
+    if symbolic.less(size, k) or symbolic.less(k, 0):
+        raise site.error("k is out of range", got=k, expected=f"0..{size}")
+    site.require(symbolic.smallest(k, size), k)
     shape = (*x.shape[:axis], k, *x.shape[axis + 1 :])
     return [like(x, shape), like(x, shape, DType.I64)]
 

@@ -297,7 +297,9 @@ def lower_quick_gelu(lw: Lowering, node: Node) -> Value:
 @lowers("Identity", "Dropout")
 def lower_identity(lw: Lowering, node: Node) -> list[Value]:
     training = lw.optional(node, 2) if node.op == "Dropout" else None
-    if training is not None and not (training.constant is not None and not training.constant.any()):
+    ratio = lw.optional(node, 1) if training is not None else None
+    off = [v.constant is not None and not v.constant.any() for v in (training, ratio) if v]
+    if off and not any(off):
         raise UnsupportedError(
             "training mode drops elements at random",
             where=node.where(),

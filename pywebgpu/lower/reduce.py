@@ -55,6 +55,8 @@ def over_axes(
 
     def finish(total: Scalar, c: Coordinates) -> Scalar:
         result = after(total) if callable(after) else total
+        if dtype is DType.BOOL:  # of nothing the maximum is a large negative number: false
+            return sc.binary(Op.LT, convert(sc.const(0), result.type), result)
         return convert(result, scalar_type(dtype))
 
     shape = [x.shape[i] for i in kept]

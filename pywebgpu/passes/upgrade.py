@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import UnsupportedError
 from ..graph import Graph, Node
 from ..infer.registry import Site
+from ..onnx_types import LATEST
 
 Rule = Callable[[Graph, Node], list[Node]]
 _RULES: dict[str, list[tuple[int, Rule]]] = {}
@@ -164,6 +165,23 @@ def _softmax(graph: Graph, node: Node) -> list[Node]:
     ]
 
 
+@upgrades("Compress", before=LATEST + 1)
+def _compress(graph: Graph, node: Node) -> list[Node]:
+    """With a condition that is known: the elements that it picks."""
+    known = graph.known(node.inputs[1])
+    if known is None:
+        return [node]
+    x, out = node.inputs[0], node.outputs[0]
+    picked = _ints(graph, node, "picked", [i for i, keep in enumerate(known) if keep])
+    axis = node.attrs.get("axis")
+    nodes = []
+    if axis is None:
+        x = graph.fresh(f"{out}_flat")
+        flat = _ints(graph, node, "flat", [-1])
+        nodes = [Node("Reshape", [node.inputs[0], flat], [x], name=x)]
+    return [*nodes, Node("Gather", [x, picked], [out], {"axis": axis or 0}, name=node.name)]
+
+
 @upgrades("Dropout", before=12)
 def _dropout(graph: Graph, node: Node) -> list[Node]:
     node.attrs.clear()
@@ -217,6 +235,12 @@ def _scatter(graph: Graph, node: Node) -> list[Node]:
 def _grid_sample(graph: Graph, node: Node) -> list[Node]:
     mode = node.attrs.get("mode", "bilinear")
     node.attrs["mode"] = {"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode)
+    return [node]
+
+
+@upgrades("RoiAlign", before=16)
+def _roi_align(graph: Graph, node: Node) -> list[Node]:
+    node.attrs.setdefault("coordinate_transformation_mode", "output_half_pixel")
     return [node]
 
 
