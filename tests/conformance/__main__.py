@@ -1,6 +1,7 @@
 """Run ONNX's backend tests on our executors and say, case by case, what came of it.
 
     python -m tests.conformance --json [--executor NAME] [--match GLOB]
+    python -m tests.conformance --write docs/conformance.md
 
 A case passes when every output of every data set has the expected shape and dtype and is within
 the suite's own tolerances (at least 1e-3 relative to the output's scale for float16 data).
@@ -22,6 +23,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tests.conformance.cases import Case, collect, out_of_scope
+from tests.conformance.report import merge, page
 
 PROVIDERS = {"wasmtime": "wasm", "wgpu": "webgpu"}
 SECONDS_PER_CASE = 60
@@ -148,7 +151,20 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--executor", choices=list(PROVIDERS), action="append")
     parser.add_argument("--match", metavar="GLOB", default="*", help="case names, e.g. test_conv*")
+    parser.add_argument("--write", metavar="FILE", type=Path, help="write the report as a page")
+    parser.add_argument(
+        "--with",
+        dest="earlier",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="an earlier run's --json, for what is not run now",
+    )
+    parser.add_argument("--only-earlier", action="store_true", help="run nothing")
     args = parser.parse_args()
+    if args.only_earlier:
+        args.match = ""
     names = [n for n in collect() if fnmatch.fnmatch(n, args.match)]
     report: dict[str, Any] = {"executors": {}, "cases": {n: {} for n in names}}
     with Progress(console=Console(stderr=True), disable=args.json) as progress:
@@ -160,6 +176,11 @@ def main() -> None:
                 report["cases"][name][executor] = {"verdict": verdict, "reason": reason}
                 progress.advance(task)
             report["executors"][executor] = dict(counts)
+    earlier = [json.loads(path.read_text()) for path in args.earlier]
+    if earlier:
+        report = merge([*earlier, report])
+    if args.write:
+        args.write.write_text(page(report))
     if args.json:
         json.dump(report, sys.stdout, indent=1)
         return
