@@ -9,6 +9,7 @@ from __future__ import annotations
 from ..graph import Graph
 from . import (  # noqa: F401  (each registers its operators)
     attention,
+    bits,
     conv,
     elementwise,
     gather,
@@ -21,7 +22,9 @@ from . import (  # noqa: F401  (each registers its operators)
     quantize,
     reduce,
     resize,
+    sample,
     scatter,
+    signal,
 )
 from .engine import Lowering, supported
 
