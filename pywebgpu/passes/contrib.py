@@ -4,6 +4,9 @@
 2. RotaryEmbedding: ONNX's operator of that name, with its inputs in another order.
 3. MultiHeadAttention without a cache: the internal attention.
 4. EmbedLayerNormalization: its three lookups, sums and LayerNormalization.
+5. GroupQueryAttention without a cache: the internal attention, after rotation if it is asked for.
+6. FusedConv and FusedGemm: the product, what is added, the activation.
+7. TransposeMatMul: the older name of FusedMatMul.
 """
 
 from __future__ import annotations
@@ -32,6 +35,12 @@ def rewrite_contrib(graph: Graph) -> bool:
             _multi_head(edit, node)
         elif node.op == "EmbedLayerNormalization":
             _embeddings(edit, node)
+        elif node.op == "GroupQueryAttention":
+            _group_query(edit, node)
+        elif node.op in ("FusedConv", "FusedGemm"):
+            _with_activation(edit, node)
+        elif node.op == "TransposeMatMul":
+            edit.become(node, "FusedMatMul", node.inputs, domain=MICROSOFT, **node.attrs)
     return edit.finish()
 
 
@@ -159,4 +168,111 @@ def _embeddings(edit: Editor, node: Node) -> bool:
     node.outputs = node.outputs[:1]
     epsilon = node.attrs.get("epsilon", 1e-12)
     edit.become(node, "LayerNormalization", [total, gamma, beta], axis=-1, epsilon=epsilon)
+    return True
+
+
+def _group_query(edit: Editor, node: Node) -> bool:
+    """Rows past a sequence's end (`seqlens_k`) are nobody's to read, and none before them sees
+    their keys, so the lengths need no mask."""
+    attrs = node.attrs
+    if any(_given(node, i) for i in (3, 4, 9, 10, 11)) or any(
+        edit.uses(name) for name in node.outputs[1:] if name
+    ):
+        return False
+    if attrs.get("softcap", 0.0) or attrs.get("smooth_softmax", 0):
+        return False
+    if attrs.get("local_window_size", -1) != -1:
+        return False
+    heads, kv_heads = attrs["num_heads"], attrs["kv_num_heads"]
+    q = node.inputs[0]
+    batch, length, width = edit.shape(q)
+    names = [q, _given(node, 1), _given(node, 2)]
+    counts = [heads, kv_heads, kv_heads]
+    if not names[1]:
+        if not isinstance(width, int):
+            return False
+        size = width // (heads + 2 * kv_heads)
+        first = 0
+        for i, count in enumerate(counts):
+            ends = [edit.sizes([x]) for x in (first * size, (first + count) * size, 2)]
+            names[i] = edit.insert("Slice", [q, *ends], stem=node.outputs[0])
+            first += count
+    elif isinstance(width, int):
+        size = width // heads
+    else:
+        return False
+    sides = [
+        edit.reshape(name, (batch, length, count, size))
+        for name, count in zip(names, counts, strict=True)
+    ]
+    if attrs.get("do_rotary", 0):
+        cos, sin = _given(node, 7), _given(node, 8)
+        if not cos or not sin or not isinstance(length, int):
+            return False
+        places = edit.graph.add_constant("places", np.arange(length, dtype=np.int64)[None])
+        where = edit.insert("Expand", [places, edit.sizes([batch, length])])
+        half = edit.shape(cos)[1]
+        if not isinstance(half, int):
+            return False
+        for i in (0, 1):
+            flat = edit.reshape(sides[i], (batch, length, counts[i] * size))
+            turned = edit.insert(
+                "RotaryEmbedding",
+                [flat, cos, sin, where],
+                stem=node.outputs[0],
+                num_heads=counts[i],
+                interleaved=attrs.get("rotary_interleaved", 0),
+                rotary_embedding_dim=0 if 2 * half == size else 2 * half,
+            )
+            sides[i] = edit.reshape(turned, (batch, length, counts[i], size))
+    inner = edit.insert(
+        "Attention",
+        sides,
+        domain=INTERNAL,
+        stem=node.outputs[0],
+        q_axes="bshd",
+        k_axes="bshd",
+        v_axes="bshd",
+        out_axes="bshd",
+        scale=float(attrs.get("scale", 0.0) or size**-0.5),
+        causal=True,
+        zero_masked_rows=False,
+    )
+    node.outputs = node.outputs[:1]
+    edit.become(node, "Reshape", [inner, edit.sizes((batch, length, heads * size))], allowzero=1)
+    return True
+
+
+_ACTIVATIONS: dict[str, tuple[str, ...]] = {
+    "Relu": (),
+    "Tanh": (),
+    "Sigmoid": (),
+    "LeakyRelu": ("alpha",),
+    "HardSigmoid": ("alpha", "beta"),
+}
+"""With the settings that follow in `activation_params`."""
+
+
+def _with_activation(edit: Editor, node: Node) -> bool:
+    attrs = dict(node.attrs)
+    activation = attrs.pop("activation", "")
+    settings = list(attrs.pop("activation_params", []) or [])
+    for name in ("activation_alpha", "activation_beta", "activation_gamma"):
+        if name in attrs:
+            settings.append(attrs.pop(name))
+    if activation not in _ACTIVATIONS and activation not in ("", "Clip"):
+        return False
+    fused = _given(node, 3) if node.op == "FusedConv" else ""
+    inputs = list(node.inputs[:3])
+    made = edit.insert(node.op.removeprefix("Fused"), inputs, stem=node.outputs[0], **attrs)
+    if fused:
+        made = edit.insert("Add", [made, fused], stem=node.outputs[0])
+    if not activation:
+        edit.redirect(node, made)
+    elif activation == "Clip":
+        limits = [edit.graph.add_constant("limit", np.array(x, np.float32)) for x in settings[:2]]
+        edit.become(node, "Clip", [made, *limits])
+    else:
+        given = dict(zip(_ACTIVATIONS[activation], settings, strict=False))
+        edit.become(node, activation, [made], **given)
     return True

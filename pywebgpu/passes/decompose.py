@@ -21,6 +21,8 @@ from ..onnx_types import ELEMENT_CODES, LATEST, node_proto
 _LOCAL = "pywebgpu.definitions"
 _DEPTH = 4  # functions defined by functions
 _KEPT = {"Bernoulli", "SequenceMap"}
+_DEFINED = {"": LATEST, "ai.onnx.preview": 1}
+"""ONNX's own domains, and their newest versions."""
 
 
 def decompose(graph: Graph) -> bool:
@@ -49,9 +51,12 @@ def decompose(graph: Graph) -> bool:
 
 def expand(graph: Graph, node: Node) -> list[Node] | None:
     """The nodes that define `node`, or None if ONNX does not define it so."""
-    if node.domain or node.op in _KEPT or not onnx.defs.has(node.op, LATEST, ""):
+    if node.domain not in _DEFINED or node.op in _KEPT:
         return None
-    schema = onnx.defs.get_schema(node.op, LATEST, "")
+    newest = _DEFINED[node.domain]
+    if not onnx.defs.has(node.op, newest, node.domain):
+        return None
+    schema = onnx.defs.get_schema(node.op, newest, node.domain)
     # The binding's type stubs lack these two.
     if not (
         getattr(schema, "has_function", False)
@@ -113,7 +118,7 @@ def _function(
 
     The inliner could look it up itself, but fails on calls that omit an input between others.
     """
-    schema: Any = onnx.defs.get_schema(node.op, LATEST, "")
+    schema: Any = onnx.defs.get_schema(node.op, _DEFINED[node.domain], node.domain)
     if schema.has_context_dependent_function:
         types = [
             (info(name).type if name else onnx.TypeProto()).SerializeToString()

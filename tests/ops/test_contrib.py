@@ -1,0 +1,107 @@
+"""Operators of com.microsoft that have no kernels of their own, against ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.ops.agree import agree, by_onnxruntime, feeds_of, model_of
+
+Array = np.ndarray[Any, Any]
+Inputs = dict[str, Array | None]
+DOMAIN = "com.microsoft"
+SEEDS = st.integers(0, 2**32 - 1)
+few = settings(max_examples=4, deadline=None)
+
+
+def _floats(rng: np.random.Generator, *shape: int) -> Array:
+    return rng.normal(size=shape).astype(np.float32)
+
+
+def _settings(**attrs: Any) -> dict[str, Any]:
+    return attrs
+
+
+@few
+@given(SEEDS, st.booleans(), st.sampled_from(["none", "halves", "pairs", "part"]))
+def test_group_query_attention(seed: int, packed: bool, rotary: str) -> None:
+    rng = np.random.default_rng(seed)
+    heads, kv_heads, size = 4, 2, 16
+    batch, length = int(rng.integers(1, 3)), int(rng.integers(1, 6))
+    half = (8 if rotary == "part" else 16) // 2
+    turn = np.outer(np.arange(8), 10.0 ** -np.arange(half))
+    rotates = rotary != "none"
+    inputs: Inputs = {
+        "q": _floats(rng, batch, length, (heads + (2 * kv_heads if packed else 0)) * size),
+        "k": None if packed else _floats(rng, batch, length, kv_heads * size),
+        "v": None if packed else _floats(rng, batch, length, kv_heads * size),
+        "past_key": None,
+        "past_value": None,
+        "lengths": np.full(batch, length - 1, np.int32),
+        "total": np.array(length, np.int32),
+        "cos": np.cos(turn).astype(np.float32) if rotates else None,
+        "sin": np.sin(turn).astype(np.float32) if rotates else None,
+    }
+    attrs = _settings(
+        num_heads=heads,
+        kv_num_heads=kv_heads,
+        do_rotary=int(rotates),
+        rotary_interleaved=int(rotary == "pairs"),
+    )
+    outputs = [("y", np.float32), ("key", np.float32), ("value", np.float32)]
+    model = model_of("GroupQueryAttention", inputs, outputs, domain=DOMAIN, **attrs)
+    del model.graph.output[1:]
+    feeds = feeds_of(model, inputs)
+    agree(model, feeds, by_onnxruntime(model, feeds))
+
+
+@pytest.mark.parametrize(
+    ("activation", "params"),
+    [("Relu", []), ("Tanh", []), ("LeakyRelu", [0.3]), ("Clip", [-0.5, 0.5]), ("", [])],
+)
+@pytest.mark.parametrize("adds", [False, True])
+def test_fused_conv(activation: str, params: list[float], adds: bool) -> None:
+    rng = np.random.default_rng(3)
+    inputs: Inputs = {
+        "x": _floats(rng, 1, 3, 6, 6),
+        "w": _floats(rng, 4, 3, 3, 3),
+        "b": _floats(rng, 4),
+        "z": _floats(rng, 1, 4, 6, 6) if adds else None,
+    }
+    attrs = _settings(pads=[1, 1, 1, 1], kernel_shape=[3, 3])
+    if activation:
+        attrs["activation"] = activation
+    if params:
+        attrs["activation_params"] = params
+    model = model_of("FusedConv", inputs, [("y", np.float32)], ["w", "b"], domain=DOMAIN, **attrs)
+    feeds = feeds_of(model, inputs)
+    agree(model, feeds, by_onnxruntime(model, feeds), 1e-3, 1e-4)
+
+
+@few
+@given(SEEDS, st.booleans(), st.sampled_from(["Relu", "LeakyRelu", "Sigmoid"]))
+def test_fused_gemm(seed: int, transposed: bool, activation: str) -> None:
+    rng = np.random.default_rng(seed)
+    inputs: Inputs = {
+        "a": _floats(rng, 3, 5),
+        "b": _floats(rng, *((4, 5) if transposed else (5, 4))),
+        "c": _floats(rng, 4),
+    }
+    attrs = _settings(activation=activation, transB=int(transposed), alpha=0.5)
+    if activation == "LeakyRelu":
+        attrs["activation_alpha"] = 0.3
+    model = model_of("FusedGemm", inputs, [("y", np.float32)], domain=DOMAIN, **attrs)
+    feeds = feeds_of(model, inputs)
+    agree(model, feeds, by_onnxruntime(model, feeds))
+
+
+def test_transpose_matmul() -> None:
+    rng = np.random.default_rng(4)
+    inputs: Inputs = {"a": _floats(rng, 2, 3, 4), "b": _floats(rng, 2, 5, 4)}
+    model = model_of("TransposeMatMul", inputs, [("y", np.float32)], domain=DOMAIN, transB=1)
+    feeds = feeds_of(model, inputs)
+    agree(model, feeds, by_onnxruntime(model, feeds))
