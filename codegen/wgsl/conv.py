@@ -26,11 +26,11 @@ class Depthwise:
     wide: bool
 
 
-def Knobs(**fields: int | bool) -> core.Knobs | Depthwise:  # the family has three kinds of knobs
+def Knobs(**fields: int) -> core.Knobs | Depthwise:  # the family has four kinds of knobs
     """Knobs from their JSON form."""
     if "pixels" in fields:
         return Depthwise(**fields)  # type: ignore[arg-type]
-    return Few(**fields) if "shares" in fields else Tile(**fields)  # type: ignore[arg-type]
+    return core.knobs_from(fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def render(spec: Conv, knobs: core.Knobs | Depthwise) -> WgslKernel:
         kx = sc.binary(Op.UMOD, tap, sc.const(spec.kernel[1]))
         index, inside = _source(spec, pixel, ky, kx, z * cin + c if grouped else c)
         # Four steps of k are four channels of one tap when the channels come in fours.
-        vector = isinstance(knobs, Tile) and cin % 4 == 0 and _wide_input(spec)
+        vector = not isinstance(knobs, Few) and cin % 4 == 0 and _wide_input(spec)
         core.define_a(module, index, inside, taps * cin, vector)
         core.define_b_panels(module, cout, taps * cin, grouped)
 

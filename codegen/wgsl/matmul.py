@@ -13,11 +13,12 @@ from .module import Module, dim_multiple, runs_along
 
 Tile = core.Tile
 Few = core.Few
+Direct = core.Direct
 
 
-def Knobs(**fields: int) -> core.Knobs:  # the family has two kinds of knobs
+def Knobs(**fields: int) -> core.Knobs:  # the family has three kinds of knobs
     """Knobs from their JSON form."""
-    return Few(**fields) if "shares" in fields else Tile(**fields)  # type: ignore[arg-type]
+    return core.knobs_from(fields)
 
 
 def space(spec: Matmul, caps: WgslCaps) -> list[core.Knobs]:
@@ -31,7 +32,7 @@ def render(spec: Matmul, knobs: core.Knobs) -> WgslKernel:
 
     def loads(module: Module) -> None:
         along_k = runs_along(a, 2) and dim_multiple(spec.k, 4)
-        core.define_a(module, a, None, spec.k, along_k and isinstance(knobs, Tile))
+        core.define_a(module, a, None, spec.k, along_k and not isinstance(knobs, Few))
         if b is None:
             core.define_b_panels(module, spec.n, spec.k, False)
         else:

@@ -5,8 +5,8 @@ C[z, m, n] = sum_k A[z, m, k] * B[z, k, n]. The caller defines in the module
   a_load(z, m, k) -> vec4<f32>     A[m, k .. k + 3], zeros from K on; k a multiple of 4
   b_load(z, k, n) -> vec4<f32>     B[k, n .. n + 3]; n a multiple of 4
   put4(z, m, n, vec4<f32>)         epilogue and store
-and chooses among three forms: tiles staged in workgroup memory, few rows (the k axis divided
-among threads), and tiles with the k axis divided among workgroups.
+and chooses among four forms: tiles staged in workgroup memory, tiles with the k axis divided
+among workgroups, few rows (the k axis divided among threads), and direct tiles.
 """
 
 from __future__ import annotations
@@ -68,7 +68,27 @@ class Few:
     shares: int  # threads that divide the k axis; a power of two
 
 
-Knobs = Tile | Few
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """Knobs. A thread computes tm x tn from global memory; tx x ty threads per workgroup.
+
+    No workgroup memory and no barrier: the quickest to compile, and no slower where caches are
+    good or the product is small.
+    """
+
+    tm: int
+    tn: int
+    tx: int
+    ty: int
+
+
+Knobs = Tile | Few | Direct
+
+
+def knobs_from(fields: dict[str, int]) -> Knobs:
+    """Knobs from their JSON form."""
+    kind = Few if "shares" in fields else Direct if "tx" in fields else Tile
+    return kind(**fields)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +126,22 @@ class TileFields:
     ahead: bool
     a_loads: int  # vec4s per thread and step
     b_loads: int
+
+
+@dataclass(frozen=True, slots=True)
+class DirectFields:
+    """What the direct template sees."""
+
+    head: str
+    tm: int
+    tn: int
+    tx: int
+    ty: int
+    m: str
+    n: str
+    k: str
+    z: str
+    check_k: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +190,33 @@ def space(p: Product, caps: WgslCaps) -> list[Knobs]:
         shapes[shape] += 1
         if shapes[shape] <= 2:  # its best variants; tuning wants different shapes
             tiles.append(t)
+    # The default must compile quickly wherever a page is opened. Looking ahead spells every load
+    # three times over, which took seconds per shader on a software adapter: that is for tuning.
+    tiles.sort(key=lambda t: t.ahead)
+    direct = [d for d in _direct(p) if d.tx * d.ty <= caps.max_invocations]
     if isinstance(p.m, int) and p.m <= 8:
-        return [*few, *tiles[:8]]
-    return [*tiles[:18], *few[:3]]
+        return [*few, *tiles[:8], *direct[:2]]
+    if _multiplications(p) <= _SMALL:
+        return [*direct[:3], *tiles[:16], *few[:3]]
+    return [*tiles[:16], *direct[:3], *few[:3]]
+
+
+_SMALL = 8 << 20
+"""Multiplications of a product too small for staging to pay: it would take microseconds on any
+GPU, while a shader with workgroup memory takes several times as long to compile."""
+
+
+def _multiplications(p: Product) -> int:
+    m, n, z, k = (x if isinstance(x, int) else _USUAL for x in (p.m, p.n, p.z, p.k))
+    return m * n * k * (z if isinstance(p.z, int) else 8)
+
+
+def _direct(p: Product) -> list[Direct]:
+    """Small tiles first where there are few columns, so that enough threads have work."""
+    n = p.n if isinstance(p.n, int) else _USUAL
+    wide = [Direct(4, 4, 8, 8), Direct(4, 8, 8, 8), Direct(2, 4, 8, 8), Direct(4, 4, 16, 4)]
+    narrow = [Direct(2, 4, 8, 8), Direct(4, 4, 4, 16), Direct(1, 4, 4, 16)]
+    return wide if n >= 32 else narrow
 
 
 def _tiles(p: Product, caps: WgslCaps) -> list[Tile]:
@@ -250,6 +310,9 @@ def render(p: Product, knobs: Knobs, parts: Parts) -> WgslKernel:
     if isinstance(knobs, Few):
         one = _few_pass(p, knobs, module)
         name = f"{parts.name}_few_{knobs.rows}x{knobs.columns}x{knobs.shares}"
+    elif isinstance(knobs, Direct):
+        one = _direct_pass(p, knobs, module)
+        name = f"{parts.name}_direct_{knobs.tm}x{knobs.tn}_{knobs.tx}x{knobs.ty}"
     else:
         one = _tile_pass(p, knobs, module)
         name = f"{parts.name}_{_tile_name(knobs)}"
@@ -269,6 +332,23 @@ def _few_pass(p: Product, f: Few, module: Module) -> Pass:
     )
     grid = fold_grid(ceildiv(p.n, f.columns * 4) * ceildiv(p.m, f.rows) * p.z)
     return module.dispatch("product_few", fields, grid)
+
+
+def _direct_pass(p: Product, d: Direct, module: Module) -> Pass:
+    fields = DirectFields(
+        head=module.head(),
+        tm=d.tm,
+        tn=d.tn,
+        tx=d.tx,
+        ty=d.ty,
+        m=dim_text(p.m),
+        n=dim_text(p.n),
+        k=dim_text(p.k),
+        z=dim_text(p.z),
+        check_k=not dim_multiple(p.k, 4),
+    )
+    grid = fold_grid(ceildiv(p.m, d.tm * d.ty) * ceildiv(p.n, d.tn * d.tx) * p.z)
+    return module.dispatch("product_direct", fields, grid)
 
 
 def _tile_name(t: Tile) -> str:
