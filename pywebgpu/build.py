@@ -1,4 +1,7 @@
-"""From a plan to generated code: the wasm variants and the WGSL kernels, with default knobs."""
+"""From a plan to generated code: the wasm variants and the WGSL kernels.
+
+Knobs are the default's, or the winner's where a tuning record speaks of the kernel.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from .codegen.wasm.model import Call, ModelModule, Operand, Param, Slot, Weight,
 from .codegen.wgsl.kernel import WgslKernel
 from .errors import UnsupportedError
 from .plan import Plan, WeightBuffer
+from .records import Winners
+from .tune import WEBGPU, wasm_target_name
 
 WASM_VARIANTS: tuple[tuple[str, WasmCaps], ...] = (
     ("relaxed-threads", WasmCaps(relaxed=True, threads=True)),
@@ -23,6 +28,9 @@ WASM_VARIANTS: tuple[tuple[str, WasmCaps], ...] = (
     ("simd", WasmCaps()),
 )
 """In the order of preference, as a bundle lists them."""
+
+
+NO_WINNERS = Winners()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +54,31 @@ class WasmCode:
         )
 
 
-def _default(candidates: Sequence[Any], spec: KernelSpec, target: str) -> Any:
+def _choose(
+    candidates: Sequence[Any], spec: KernelSpec, target: str, name: str, winners: Winners
+) -> Any:
+    """`target` as records name it; `name` as people do."""
     if not candidates:
         raise UnsupportedError(
-            f"no legal kernel of the {family(spec)} family for {target}", got=str(spec)[:200]
+            f"no legal kernel of the {family(spec)} family for {name}", got=str(spec)[:200]
         )
-    return candidates[0]
+    picked = winners.pick(spec, target, candidates)
+    return candidates[0] if picked is None else picked
 
 
-def wgsl_kernels(plan: Plan) -> list[WgslKernel]:
+def tuned_kernels(plan: Plan, winners: Winners) -> dict[str, int]:
+    """How many of the plan's kernels a record speaks of, for each target with any."""
+    targets = dict.fromkeys(record.target for record in winners.records)
+    found = {t: sum(bool(winners.matching(s, t)) for s in plan.kernels) for t in targets}
+    return {target: count for target, count in sorted(found.items()) if count}
+
+
+def wgsl_kernels(plan: Plan, winners: Winners = NO_WINNERS) -> list[WgslKernel]:
     """One kernel per spec: legal on every WebGPU device."""
     caps = WgslCaps()
     return [
-        wgsl.render(spec, _default(wgsl.space(spec, caps), spec, "WebGPU")) for spec in plan.kernels
+        wgsl.render(spec, _choose(wgsl.space(spec, caps), spec, WEBGPU, "WebGPU", winners))
+        for spec in plan.kernels
     ]
 
 
@@ -66,6 +86,7 @@ def wasm_code(
     plan: Plan,
     variants: Sequence[str] | None = None,
     progress: Callable[[str], None] | None = None,
+    winners: Winners = NO_WINNERS,
 ) -> WasmCode:
     """The model's module in each of `variants` (all by default)."""
 
@@ -86,8 +107,10 @@ def wasm_code(
             continue
         if progress is not None:
             progress(name)
+        target = wasm_target_name(caps.relaxed)
         chosen = [
-            (spec, _default(wasm.space(spec, caps), spec, "WebAssembly")) for spec in plan.kernels
+            (spec, _choose(wasm.space(spec, caps), spec, target, "WebAssembly", winners))
+            for spec in plan.kernels
         ]
         made = assemble(chosen, calls, Target(relaxed=caps.relaxed, threads=caps.threads))
         modules[name] = made.binary

@@ -184,6 +184,10 @@ def export(
         Path, typer.Option("--out", "-o", metavar="BUNDLE", help="The folder to write.")
     ],
     value: Values = None,
+    records: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="What `tune` found out, to generate kernels by."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Compile an ONNX model into a bundle: manifest, wasm, WGSL and weights.
@@ -196,6 +200,7 @@ def export(
       pywebgpu export model.onnx -o bundle --json
       pywebgpu export model.onnx -o bundle --value k=[5]     for one value of an input that
                                                              decides shapes
+      pywebgpu export model.onnx -o bundle --records records.json
     """
     from .export import export as export_model
     from .feeds import parse_value
@@ -203,11 +208,56 @@ def export(
     _existing(model, "ONNX file")
     values = dict(map(parse_value, value or []))
     with progress_bar(json) as progress:
-        report = export_model(model, out, progress=progress, values=values)
+        report = export_model(model, out, progress=progress, values=values, records=records)
     if json:
         print_json(report.to_json())
     else:
         print(report)
+
+
+@app.command()
+def tune(
+    model: Annotated[Path, typer.Argument(help="An ONNX file or a bundle.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="FILE.json", help="The records; added to if there."),
+    ],
+    provider: Annotated[
+        Provider, typer.Option(help="webgpu: this machine's GPU; wasm: its CPU.")
+    ] = Provider.wasm,
+    budget: Annotated[float, typer.Option(metavar="SECONDS", help="How long to measure.")] = 20.0,
+    dim: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=N", help="Size of a symbolic dimension; repeatable."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Measure a model's kernels in other forms on this machine, and record which are the quickest.
+
+    Each candidate's result is checked before its time counts, and the default is kept unless
+    another wins by 3 %. `export --records` and a session's `records=` use what was found. Leave the
+    machine alone meanwhile.
+
+    \b
+    Examples:
+      pywebgpu tune model.onnx -o records.json
+      pywebgpu tune model.onnx --provider webgpu --budget 60 --dim batch=8 -o records.json
+    """
+    from .records import load_records, merge, save_records
+    from .tune_desktop import print_report, tune_model
+
+    _existing(model, "model or bundle")
+    before = load_records(out) if out.exists() else ()
+    with progress_bar(json) as progress:
+        report = tune_model(
+            model, provider.value, dims=_parse_dims(dim or []), budget_s=budget, progress=progress
+        )
+    save_records(out, merge(before, report.records))
+    if json:
+        print_json({**report.to_json(), "records": str(out)})
+    else:
+        print_report(report)
+        print(f"Wrote {out}; use it with `pywebgpu export MODEL.onnx -o BUNDLE --records {out}`.")
 
 
 @app.command()

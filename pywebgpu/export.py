@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .build import WASM_VARIANTS, wasm_code, wgsl_kernels
+from .build import NO_WINNERS, WASM_VARIANTS, tuned_kernels, wasm_code, wgsl_kernels
 from .bundle import write_bundle
 from .compile import compile_model
 from .console import human_bytes
+from .records import Winners, load_records
 
 Progress = Callable[[str, int, int], None]
 """progress(what is being done, done, total)"""
@@ -37,6 +38,8 @@ class ExportReport:
     bundle_bytes: int
     activation_bytes: int
     seconds: float
+    tuned: dict[str, int] = field(default_factory=dict)
+    """Kernels whose knobs come from a record, by target."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -46,6 +49,7 @@ class ExportReport:
             f"{self.path}: {self.dispatches} steps with {self.kernels} kernels, "
             f"weights {human_bytes(self.weight_bytes)}, wasm {human_bytes(self.wasm_bytes)}, "
             f"WGSL {human_bytes(self.wgsl_bytes)}, in {self.seconds:.1f} s"
+            + "".join(f"; {n} kernels by record for {t}" for t, n in self.tuned.items())
         )
 
 
@@ -55,26 +59,33 @@ def export(
     *,
     progress: Progress | None = None,
     values: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    records: str | os.PathLike[str] | None = None,
 ) -> ExportReport:
     """Compile `model` and write it to the folder `out`.
 
     values: inputs to fix. The bundle has them as inputs no more.
+    records: a file of tuning records; kernels that it speaks of are generated as it says.
 
     Raises:
-        ModelError, InputError: the model cannot be read, a value does not fit its input, or the
-            folder cannot be written.
+        ModelError, InputError: the model or the records cannot be read, a value does not fit its
+            input, or the folder cannot be written.
         UnsupportedError: the model uses something that cannot be compiled.
     """
     start = time.perf_counter()
     stages = 3 + len(WASM_VARIANTS)
     say = progress or (lambda label, done, total: None)
+    winners = Winners(load_records(records)) if records is not None else NO_WINNERS
     say("compiling", 0, stages)
     compiled = compile_model(model, values=values)
     plan = compiled.plan
     say("generating WGSL", 1, stages)
-    wgsl = wgsl_kernels(plan)
+    wgsl = wgsl_kernels(plan, winners)
     done = iter(range(2, stages))
-    wasm = wasm_code(plan, progress=lambda name: say(f"generating wasm {name}", next(done), stages))
+    wasm = wasm_code(
+        plan,
+        progress=lambda name: say(f"generating wasm {name}", next(done), stages),
+        winners=winners,
+    )
     say("writing weights", stages - 1, stages)
     manifest = write_bundle(out, plan, compiled.weight_chunks(), wasm, wgsl)
     say("done", stages, stages)
@@ -91,4 +102,5 @@ def export(
         bundle_bytes=sum(files.values()) + (folder / "manifest.json").stat().st_size,
         activation_bytes=compiled.memory.total(dict.fromkeys(plan.symbols, NOMINAL)),
         seconds=round(time.perf_counter() - start, 3),
+        tuned=tuned_kernels(plan, winners),
     )

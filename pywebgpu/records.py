@@ -141,13 +141,6 @@ class Winners:
         return best
 
 
-def for_device(records: Iterable[Record], device: str) -> tuple[Record, ...]:
-    """Those of the device where there are any, else all."""
-    found = tuple(records)
-    own = tuple(record for record in found if record.device == device)
-    return own or found
-
-
 # -- joining ---------------------------------------------------------------------------------------
 
 

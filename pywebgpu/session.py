@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .build import WasmCode, wasm_code, wgsl_kernels
+from .build import NO_WINNERS, WasmCode, wasm_code, wgsl_kernels
 from .bundle import Bundle
 from .codegen.dims import dim_str
 from .codegen.wgsl.kernel import WgslKernel
@@ -25,6 +25,7 @@ from .compile import Compiled
 from .errors import DeviceError, InputError, PywebgpuError
 from .executors.base import Executor, typed_feeds
 from .plan import Plan, Port
+from .records import Winners, load_records
 from .specialise import Specialising, compile_or_wait, key_of
 
 Array = np.ndarray[Any, Any]
@@ -57,19 +58,20 @@ def _node_arg(port: Port) -> NodeArg:
 class _Code:
     """Where a session's plan, code and weights come from: generated now, or read."""
 
-    def __init__(self, source: Compiled | Bundle) -> None:
-        self.source = source
+    def __init__(self, source: Compiled | Bundle, winners: Winners = NO_WINNERS) -> None:
+        self.source, self.winners = source, winners
         self.plan: Plan = source.plan if isinstance(source, Compiled) else source.plan()
 
     def wgsl(self) -> list[WgslKernel]:
-        if isinstance(self.source, Bundle):
+        # A bundle's own code is generated again where records are to choose it.
+        if isinstance(self.source, Bundle) and not self.winners.records:
             return self.source.wgsl_kernels()
-        return wgsl_kernels(self.plan)
+        return wgsl_kernels(self.plan, self.winners)
 
     def wasm(self, variant: str) -> WasmCode:
-        if isinstance(self.source, Bundle):
+        if isinstance(self.source, Bundle) and not self.winners.records:
             return self.source.wasm_code(variant)
-        return wasm_code(self.plan, [variant])
+        return wasm_code(self.plan, [variant], winners=self.winners)
 
     def weights(self) -> bytes:
         if isinstance(self.source, Bundle):
@@ -91,6 +93,7 @@ class InferenceSession:
         threads: int | None = None,
         adapter: str | int | None = None,
         power_preference: str = "high-performance",
+        records: str | os.PathLike[str] | None = None,
     ) -> None:
         """
         Args:
@@ -100,17 +103,20 @@ class InferenceSession:
             threads: for wasm; by default one per processor.
             adapter: for webgpu: part of the adapter's name, or its number.
             power_preference: for webgpu: "high-performance" or "low-power".
+            records: a file that `pywebgpu tune` wrote; kernels that it speaks of are generated as
+                it says.
 
         Raises:
             ModelError, UnsupportedError, BundleError: the model cannot be read or compiled.
-            InputError: an option is wrong.
+            InputError: an option is wrong, or the records cannot be read.
             DeviceError: none of the providers works here.
         """
         wanted = [providers] if isinstance(providers, str) else list(providers)
         _check_options(wanted, threads)
         source = _open(model)
         self._special = source if isinstance(source, Specialising) else None
-        code = _Code(source.nothing if isinstance(source, Specialising) else source)
+        self._winners = Winners(load_records(records)) if records is not None else NO_WINNERS
+        code = _Code(source.nothing if isinstance(source, Specialising) else source, self._winners)
         self._plan = source.interface if isinstance(source, Specialising) else code.plan
         self._inputs, self._outputs = self._plan.inputs, self._plan.outputs
         self._options = {"adapter": adapter, "power_preference": power_preference}
@@ -201,7 +207,7 @@ class InferenceSession:
         made = self._made.pop(key_of(special.names, feeds), None)
         if made is None:
             compiled = special.compile(feeds)
-            code = _Code(compiled)
+            code = _Code(compiled, self._winners)
             made = compiled.plan, self._start(code, [self.provider], self._threads)
         self._made[key_of(special.names, feeds)] = made  # the last one is the latest used
         self._plan = made[0]

@@ -24,7 +24,7 @@ from .codegen import GENERATOR_VERSION, wasm, wgsl
 from .codegen import scalar as sc
 from .codegen.caps import WasmCaps, WgslCaps
 from .codegen.dims import Dim
-from .codegen.spec import KernelSpec, Matmul, Storage, View
+from .codegen.spec import KernelSpec, Matmul, Storage, View, family
 from .codegen.wasm.asm import I32, Module
 from .codegen.wasm.asm import Target as WasmFeatures
 from .codegen.wgsl.kernel import WgslKernel
@@ -255,6 +255,18 @@ class _Profile:
     share: float = 0.0
 
 
+@dataclass(slots=True)
+class _Gain:
+    """What a family's kernels gained so far: of what share of the run, how much of the run."""
+
+    gained: float = _PRIOR_GAIN * _PRIOR_SHARE
+    seen: float = _PRIOR_SHARE
+
+    @property
+    def mean(self) -> float:
+        return self.gained / self.seen
+
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -300,14 +312,14 @@ def tune(
     total, measured = sum(len(p.space) for p in found), 0
     records, rows = failed, list[Row]()
     stopped = "every candidate was measured"
-    gained, seen = _PRIOR_GAIN * _PRIOR_SHARE, _PRIOR_SHARE
+    gains: dict[str, _Gain] = {family(p.job.spec): _Gain() for p in found}
     for number, p in enumerate(found):
         left = sum(q.share for q in found[number:])
         now = clock()
         if now >= end:
             stopped = "the budget was spent"
             break
-        if left * gained / seen < ENOUGH:
+        if sum(q.share * gains[family(q.job.spec)].mean for q in found[number:]) < ENOUGH:
             stopped = f"less than {ENOUGH:.0%} more was to be expected"
             break
         until = now + (end - now) * max(p.share / left, 0.05)
@@ -319,8 +331,9 @@ def tune(
         rows.append(row)
         # A kernel whose time ran out says as much about the others as it was tried.
         weight = p.share * row.candidates / len(p.space)
-        gained += (1 - row.best_ms / row.default_ms) * weight if row.default_ms else 0.0
-        seen += weight
+        gain = gains[family(p.job.spec)]
+        gain.gained += (1 - row.best_ms / row.default_ms) * weight if row.default_ms else 0.0
+        gain.seen += weight
     say("done", total, total)
     # What was not searched takes what the profile says.
     rest = sum(p.ms * p.job.calls for p in found[len(rows) :])
@@ -353,7 +366,7 @@ def _profile(job: Job, target: Target, knobs: Any) -> Generator[Request, Any, fl
     times: list[float] = []
     for _ in range(5):
         times += yield Measure((0,))
-    return statistics.median(times)
+    return min(times)
 
 
 def _generate(target: Target, job: Job, knobs: Any) -> Code:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from .codegen.spec import Storage
 from .codegen.wasm import abi
 from .codegen.wgsl.kernel import WgslKernel
 from .compile import compile_model
+from .console import human_ms
 from .errors import DeviceError, InputError
 from .executors import base
 from .executors.wasmtime_executor import PAGE, engine
@@ -432,6 +434,41 @@ def tune_model(
         if isinstance(host, WgpuHost):
             host.close()
     return TuneReport(str(model) if not isinstance(model, bytes) else "model", provider, result)
+
+
+def print_report(report: TuneReport) -> None:
+    """A table of the kernels that were searched, for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    result = report.result
+    defaults = {record.kernel: record.candidates[0].knobs for record in result.records}
+    table = Table(box=None, pad_edge=False)
+    for name in ("kernel", "what it computes", "calls", "share", "default", "best", "gain"):
+        numbers = name not in ("kernel", "what it computes")
+        table.add_column(name, justify="right" if numbers else "left", no_wrap=True)
+    table.add_column("other than by default", overflow="fold", min_width=12)
+    for row in result.rows:
+        default = defaults[row.kernel]
+        table.add_row(
+            row.kernel[:8],
+            row.label if len(row.label) <= 24 else row.label[:23] + "…",
+            str(row.calls),
+            f"{row.share:.1%}",
+            human_ms(row.default_ms),
+            human_ms(row.best_ms),
+            f"{row.gain:+.1%}" if row.gain else "",
+            " ".join(f"{k}={v}" for k, v in row.knobs.items() if default.get(k) != v),
+        )
+    print(f"{report.model} on {report.provider} ({result.device})")
+    if result.rows:
+        # A file or a pipe has no width.
+        Console(width=None if sys.stdout.isatty() else 120).print(table)
+    print(
+        f"{result.measured} candidates of {len(result.records)} kernels in {result.seconds:.1f} s "
+        f"({result.stopped}). All kernels of a run: {human_ms(result.default_ms)} by default, "
+        f"{human_ms(result.best_ms)} tuned."
+    )
 
 
 def _drive(asking: Any, host: Host) -> Any:
