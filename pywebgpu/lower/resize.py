@@ -11,6 +11,7 @@ from ..codegen.dims import Dim
 from ..codegen.scalar import Op, Scalar
 from ..errors import UnsupportedError
 from ..graph import Node
+from .antialias import antialiased
 from .elementwise import both, less, maximum, minimum
 from .engine import Lowering, convert
 from .movement import clamp
@@ -106,9 +107,10 @@ def lower_resize(lw: Lowering, node: Node) -> Value:
     transform = _text(node, "coordinate_transformation_mode", "half_pixel")
     if node.op == "Upsample":
         transform = "asymmetric"
-    if node.attrs.get("antialias", 0):
-        raise UnsupportedError("antialias is not supported", where=node.where())
     axes = _axes(lw, node, x, shape)
+    if node.attrs.get("antialias", 0):
+        given = [_given(axis) for axis in axes]
+        return antialiased(lw, node, x, shape, given, mode, transform)
     rounding = _text(node, "nearest_mode", "round_prefer_floor")
     if node.op == "Upsample":
         rounding = "floor"
@@ -172,6 +174,13 @@ def lower_resize(lw: Lowering, node: Node) -> Value:
     if mode == "cubic":
         lw.materialise(result)
     return result
+
+
+def _given(axis: Axis | None) -> float | None:
+    """The scale in the model's own words; a policy's common scale counts as that."""
+    if axis is None or axis.scale.op is not Op.CONST:
+        return None
+    return float(axis.scale.value or 0.0)
 
 
 def _index(x: Scalar, size: Dim) -> Scalar:
