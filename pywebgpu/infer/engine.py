@@ -2,7 +2,8 @@
 
 Inference and folding need each other (a Reshape's new shape may be the end of a long chain of
 constants), so they are one walk. On the way older operator forms are rewritten, `If` with a
-constant condition is replaced by the branch taken, and nodes that only compute known sizes go.
+constant condition is replaced by the branch taken, short loops of known length are written out
+(`unroll.py`), and nodes that only compute known sizes go.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from . import symbolic
 from .evaluate import as_type, can_fold, evaluate
 from .fallback import infer_with_onnx
 from .registry import TABLE, Site
+from .unroll import unrolled
 
 Rewrite = Callable[[Graph, Node, int], "list[Node] | None"]
 
@@ -95,8 +97,12 @@ def infer_graph(
             continue
         try:
             new = rewrite(graph, node, since) if rewrite else None
-            if new is None and node.op == "If" and not node.domain:
-                new = _constant_if(graph, node)
+            if new is None and node.op in _WITH_BODIES and not node.domain:
+                new = (
+                    _constant_if(graph, node)
+                    if node.op == "If"
+                    else unrolled(graph, node, since, renamed)
+                )
                 if new is not None:
                     todo.extendleft((n, since) for n in reversed(new))
                     changed = True
@@ -122,6 +128,7 @@ def infer_graph(
 
 _NEWEST = 1 << 20
 _CONSTANT_OPS = {"Constant"}
+_WITH_BODIES = {"If", "Loop", "Scan"}
 
 
 def unbound_sizes(graph: Graph) -> list[tuple[Node, str]]:
