@@ -211,6 +211,9 @@ class Lowering:
     # -- values --------------------------------------------------------------------------------
 
     def value(self, name: str) -> Value:
+        if name not in self.values and name not in self.graph.constants:
+            # Sizes that inference knows, whose nodes a pass may have dropped.
+            self.values[name] = self._known(name)
         if name not in self.values:
             array = self.graph.constants[name]
             value = self.constant(array, self.graph.types[name].dtype, name)

@@ -2,6 +2,7 @@
 
 1. Members: `MatMul` and plain `Gemm` with the same left input and a constant matrix of floats.
 2. A bias behind each (an `Add` with a constant vector) is taken along; no bias counts as zeros.
+   So is a factor behind that (a query's scale): it goes into the weights.
 3. A member whose only reader is pointwise is left alone: that reader becomes its epilogue.
 
 The parts are then read through strides, so the query, key and value projections of attention are
@@ -55,6 +56,8 @@ def _member(graph: Graph, node: Node, users: dict[str, list[Node]]) -> Member | 
         found = _gemm(graph, node, weight)
     else:
         found = _with_bias(graph, node, weight, users)
+    if found is not None and found.output not in graph.outputs:
+        found = _with_factor(graph, found, users)
     if found is None or found.output in graph.outputs:
         return None
     readers = users.get(found.output, [])
@@ -87,6 +90,25 @@ def _with_bias(
         if bias is not None and bias.shape == (weight.shape[1],):
             return Member((node, add), weight, bias, add.outputs[0])
     return Member((node,), weight, None, node.outputs[0])
+
+
+def _with_factor(graph: Graph, member: Member, users: dict[str, list[Node]]) -> Member:
+    readers = users.get(member.output, [])
+    if len(readers) != 1 or readers[0].op != "Mul" or readers[0].domain:
+        return member
+    mul = readers[0]
+    other = mul.inputs[1] if mul.inputs[0] == member.output else mul.inputs[0]
+    factor = graph.constants.get(other)
+    same = graph.types[mul.outputs[0]].shape == graph.types[member.output].shape
+    if factor is None or factor.size != 1 or not same:
+        return member
+    number = factor.reshape(())
+    return Member(
+        (*member.nodes, mul),
+        (member.weight * number).astype(member.weight.dtype),
+        None if member.bias is None else (member.bias * number).astype(member.bias.dtype),
+        mul.outputs[0],
+    )
 
 
 def _alike(graph: Graph, members: list[Member]) -> bool:

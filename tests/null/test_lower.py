@@ -149,6 +149,62 @@ def test_head_split_is_a_view_on_both_sides() -> None:
     _against_ort(model, compiled, {"x": _array(2, 5, 32)})
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_scaled_query_joins_key_and_value(biased: bool) -> None:
+    """Whisper multiplies the query by its scale before it is split into heads."""
+    ends = ["q", "k", "v"]
+    heads = np.array([0, 0, 2, 8], np.int64)
+    constants: dict[str, Array] = {f"w{e}": _array(12, 16) for e in ends}
+    constants |= {"heads": heads, "half": np.array(0.5, np.float32), "bias": _array(16)}
+    nodes = [helper.make_node("MatMul", ["x", f"w{e}"], [f"{e}0"]) for e in ends]
+    first = "q0"
+    if biased:
+        nodes.append(helper.make_node("Add", ["q0", "bias"], ["q1"]))
+        first = "q1"
+    nodes += [
+        helper.make_node("Mul", [first, "half"], ["q2"]),
+        *(
+            helper.make_node("Reshape", [name, "heads"], [f"{e}3"])
+            for e, name in zip(ends, ["q2", "k0", "v0"], strict=True)
+        ),
+        helper.make_node("Transpose", ["q3"], ["q4"], perm=[0, 2, 1, 3]),
+        helper.make_node("Transpose", ["k3"], ["k4"], perm=[0, 2, 3, 1]),
+        helper.make_node("Transpose", ["v3"], ["v4"], perm=[0, 2, 1, 3]),
+        helper.make_node("MatMul", ["q4", "k4"], ["s"]),
+        helper.make_node("Softmax", ["s"], ["p"], axis=-1),
+        helper.make_node("MatMul", ["p", "v4"], ["y"]),
+    ]
+    model = _model(nodes, {"x": _float("n", "s", 12)}, ["y"], constants)
+    compiled = compile_model(model)
+    assert _families(compiled) == ["matmul", "attention"]
+    _against_ort(model, compiled, {"x": _array(2, 5, 12)})
+
+
+def test_sizes_outlive_the_nodes_that_made_them() -> None:
+    """A number that follows from sizes is an operand though no node makes it any more."""
+    model = _model(
+        [
+            helper.make_node("Shape", ["x"], ["sizes"]),
+            helper.make_node("Gather", ["sizes", "one"], ["s"]),
+            helper.make_node("Sub", ["s", "one"], ["last"]),
+            helper.make_node("Unsqueeze", ["last", "zero"], ["limit"]),
+            helper.make_node("LessOrEqual", ["ids", "limit"], ["ok"]),
+            helper.make_node("Where", ["ok", "x", "nothing"], ["y"]),
+        ],
+        {"x": _float("n", "s"), "ids": (TensorProto.INT64, ["n", "s"])},
+        ["y"],
+        {
+            "one": np.array(1, np.int64),
+            "zero": np.array([0], np.int64),
+            "nothing": np.array(0.0, np.float32),
+        },
+    )
+    compiled = compile_model(model)
+    assert _families(compiled) == ["map"]
+    feeds = {"x": _array(2, 5), "ids": np.array([[3, 4, 5, 6, 0]] * 2, np.int64)}
+    _against_ort(model, compiled, feeds)
+
+
 def test_convolutions_are_channels_last_between_themselves() -> None:
     model = _model(
         [
