@@ -28,6 +28,7 @@ _NUMPY_TYPES = {
     "float": "float32",
     "double": "float64",
     "float16": "float16",
+    "bfloat16": "float32",  # NumPy has none, and a session takes either
     "bool": "bool",
     **{name: name for name in ("int8", "int16", "int32", "int64")},
     **{name: name for name in ("uint8", "uint16", "uint32", "uint64")},
