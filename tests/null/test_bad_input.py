@@ -91,7 +91,10 @@ BAD_MODELS: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
     "cut at the end": (lambda: DIGITS.read_bytes()[:-7], ()),
     "unknown operator": (lambda: node("Frobnicate", name="my node"), ("Frobnicate", "my node")),
     "unknown domain": (lambda: node("Frob", domain="my.domain", name="my node"), ("my.domain",)),
-    "operator without a kernel": (lambda: node("Det", (), name="my node"), ("Det", "my node")),
+    "operator without a kernel": (
+        lambda: node("RandomNormalLike", (), name="my node"),
+        ("RandomNormalLike", "my node"),
+    ),
     "undefined value": (
         lambda: small_model([helper.make_node("Relu", ["z"], ["y"])]).SerializeToString(),
         ("z",),
