@@ -40,7 +40,7 @@ the default's."""
 
 PAIRS = 5  # turns of a candidate and the best so far
 FINAL_PAIRS = 9  # turns of the winner and the default
-HOPELESS = 1.1  # three turns of at least this ratio, and the rest are spared
+HOPELESS = (1.5, 1.2, 1.1)  # ratios that all turns so far exceed, and the rest are spared
 ENOUGH = 0.02  # an expected gain below which tuning stops
 _PRIOR_GAIN, _PRIOR_SHARE = 0.1, 0.2  # what kernels are expected to gain before any was measured
 
@@ -323,8 +323,12 @@ def tune(
             stopped = f"less than {ENOUGH:.0%} more was to be expected"
             break
         until = now + (end - now) * max(p.share / left, 0.05)
-        say(p.job.label, measured, total)
-        record = yield from _search(p, target, device, until, clock)
+        done = measured
+
+        def tell(number: int, p: _Profile = p, done: int = done) -> None:
+            say(p.job.label, done + number, total)
+
+        record = yield from _search(p, target, device, until, clock, tell)
         measured += len(p.space)
         records.append(record)
         row = _row(p, record)
@@ -377,7 +381,12 @@ def _generate(target: Target, job: Job, knobs: Any) -> Code:
 
 
 def _search(
-    p: _Profile, target: Target, device: str, until: float, clock: Callable[[], float]
+    p: _Profile,
+    target: Target,
+    device: str,
+    until: float,
+    clock: Callable[[], float],
+    tell: Callable[[int], None],
 ) -> Generator[Request, Any, Record]:
     """Measure candidates until all are or the time is up. The default has been measured before."""
     job, space = p.job, p.space
@@ -390,6 +399,7 @@ def _search(
         for number, knobs in enumerate(space[1:], 1):
             if clock() >= until:
                 break
+            tell(number)
             try:
                 yield Make(number, _generate(target, job, knobs))
                 ratio = yield from _compare(best, number, PAIRS)
@@ -426,7 +436,7 @@ def _compare(old: int, new: int, pairs: int) -> Generator[Request, Any, tuple[fl
         ms = dict(zip(order, (yield Measure(order)), strict=True))
         times.append(ms[old])
         ratios.append(ms[new] / max(ms[old], 1e-9))
-        if turn == 2 and min(ratios) > HOPELESS:
+        if turn < len(HOPELESS) and min(ratios) > HOPELESS[turn]:
             break
     return statistics.median(ratios), statistics.median(times)
 

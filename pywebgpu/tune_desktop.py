@@ -267,10 +267,13 @@ def _timed(function: Callable[[int], None], count: int) -> float:
 def _repeats(seconds: Callable[[int], float]) -> int:
     """How many runs fill a sample. The runs that find out also settle caches and clock rates."""
     repeats = 1
-    while (took := seconds(repeats)) < SAMPLE_S and repeats < 1 << 16:
-        repeats = max(
-            2 * repeats, min(16 * repeats, int(repeats * 1.2 * SAMPLE_S / max(took, 1e-9)))
-        )
+    while repeats < 1 << 16:
+        # Twice: one interruption must not make a short kernel look long.
+        took = min(seconds(repeats), seconds(repeats))
+        if took >= SAMPLE_S:
+            break
+        wanted = int(repeats * 1.2 * SAMPLE_S / max(took, 1e-9))
+        repeats = max(2 * repeats, min(16 * repeats, wanted))
     return repeats
 
 
@@ -329,10 +332,13 @@ class WgpuHost:
         dtype = base.storage_dtype(job.spec.output)
         size = job.output // dtype.itemsize * dtype.itemsize
         self.gpu.write(output, np.ones(size // dtype.itemsize, dtype).view(np.uint8))
-        start = time.perf_counter()
-        (raw,) = self.gpu.run(made, [(output, size)])
-        took = time.perf_counter() - start
-        if took > self._limit.seconds:
+        for _ in range(2):
+            start = time.perf_counter()
+            (raw,) = self.gpu.run(made, [(output, size)])
+            took = time.perf_counter() - start
+            if took <= self._limit.seconds:
+                break  # else once more: drivers finish a pipeline at its first use
+        else:
             raise CandidateError(f"took {took:.3g} s, more than {self._limit.seconds:.3g} s")
         self._limit.learn(number, took)
         got = np.frombuffer(raw, np.uint8).view(dtype).copy()

@@ -287,12 +287,12 @@ def with_winners(record: Record, space: list[Any]) -> Record:
 def test_tuned_models_compute_the_same(tmp_path: Path, provider: str) -> None:
     if provider == "webgpu":
         try:
-            report = tune_model(model(), provider, dims={"batch": 30}, budget_s=1.5)
+            report = tune_model(model(), provider, dims={"batch": 30}, budget_s=8.0)
         except DeviceError as error:
             pytest.skip(str(error))
         target: Any = WgslTarget()
     else:
-        report = tune_model(model(), provider, dims={"batch": 30}, budget_s=0.5)
+        report = tune_model(model(), provider, dims={"batch": 30}, budget_s=10.0)
         target = WasmTarget()
     schema = Path(records_module.__file__).with_name("records.schema.json")
     jsonschema.validate(json.loads(records_json(report.records)), json.loads(schema.read_text()))
@@ -344,7 +344,7 @@ def test_export_without_records_is_what_it_was(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(model())
     out = tmp_path / "records.json"
-    command = ["tune", str(tmp_path / "model.onnx"), "-o", str(out), "--budget", "0.4"]
+    command = ["tune", str(tmp_path / "model.onnx"), "-o", str(out), "--budget", "10"]
     for options in ([], ["--json", "--dim", "batch=9"]):
         result = CliRunner().invoke(app, [*command, *options])
         assert result.exit_code == 0, result.output
