@@ -17,6 +17,7 @@ class WgslCaps:
     max_binding: int = 128 << 20  # bytes
     subgroup_size: tuple[int, int] | None = None  # (min, max); None: no subgroups
     f16: bool = False
+    emulated: bool = False  # shaders run on the CPU: there, compiling them is what takes long
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""From a plan to generated code: the wasm variants and the WGSL kernels.
+"""From a plan to generated code: the variants of the wasm module and of the WGSL kernels.
 
 Knobs are the default's, or the winner's where a tuning record speaks of the kernel.
 """
@@ -73,9 +73,18 @@ def tuned_kernels(plan: Plan, winners: Winners) -> dict[str, int]:
     return {target: count for target, count in sorted(found.items()) if count}
 
 
-def wgsl_kernels(plan: Plan, winners: Winners = NO_WINNERS) -> list[WgslKernel]:
-    """One kernel per spec: legal on every WebGPU device."""
-    caps = WgslCaps()
+WGSL_VARIANTS: tuple[tuple[str, WgslCaps], ...] = (
+    ("default", WgslCaps()),
+    ("emulated", WgslCaps(emulated=True)),
+)
+"""All legal on every WebGPU device; "emulated" is for adapters that run shaders on the CPU."""
+
+
+def wgsl_kernels(
+    plan: Plan, winners: Winners = NO_WINNERS, variant: str = "default"
+) -> list[WgslKernel]:
+    """One kernel per spec."""
+    caps = dict(WGSL_VARIANTS)[variant]
     return [
         wgsl.render(spec, _choose(wgsl.space(spec, caps), spec, WEBGPU, "WebGPU", winners))
         for spec in plan.kernels

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 
 import jsonschema
 
-from .build import WASM_VARIANTS, WasmCode
+from .build import WASM_VARIANTS, WGSL_VARIANTS, WasmCode
 from .codegen import GENERATOR_VERSION
 from .codegen.codec import spec_from_json, spec_to_json
 from .codegen.dims import dim_from_json, dim_json
@@ -34,7 +34,6 @@ from .plan import FORMAT_VERSION, Buffer, Plan, Port, SlotBuffer, Step, WeightBu
 
 MANIFEST = "manifest.json"
 SPECS = "specs.json"
-WGSL = "kernels.wgsl.json"
 SHARD_BYTES = 24 << 20
 """Static hosts refuse files of more than 25 MiB."""
 
@@ -45,6 +44,10 @@ def wasm_file(variant: str) -> str:
     return f"model.{variant}.wasm"
 
 
+def wgsl_file(variant: str) -> str:
+    return f"kernels.{variant}.wgsl.json"
+
+
 # -- writing ---------------------------------------------------------------------------------------
 
 
@@ -53,11 +56,12 @@ def write_bundle(
     plan: Plan,
     weights: Iterable[bytes],
     wasm: WasmCode,
-    wgsl: Iterable[WgslKernel],
+    wgsl: Mapping[str, list[WgslKernel]],
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Write a bundle; the folder appears, or is replaced, only when it is complete.
 
+    wgsl: variant -> its kernels, in the order of preference.
     progress: called with bytes of weights written and their total.
 
     Returns the manifest.
@@ -73,7 +77,7 @@ def write_bundle(
     except OSError as error:
         raise _unwritable(target, error) from error
     try:
-        manifest = _write_files(scratch, plan, weights, wasm, list(wgsl), progress)
+        manifest = _write_files(scratch, plan, weights, wasm, wgsl, progress)
         # mkdtemp makes a private folder; a bundle is there to be served.
         scratch.chmod(0o755)
         _replace(scratch, target)
@@ -126,7 +130,7 @@ def _write_files(
     plan: Plan,
     weights: Iterable[bytes],
     wasm: WasmCode,
-    wgsl: list[WgslKernel],
+    wgsl: Mapping[str, list[WgslKernel]],
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
     files: dict[str, dict[str, Any]] = {}
@@ -137,8 +141,18 @@ def _write_files(
 
     for variant, binary in wasm.modules.items():
         write(wasm_file(variant), binary)
-    codes, kernels = _wgsl_section(wgsl)
-    write(WGSL, _json(codes))
+    gpu_variants = []
+    for variant, variant_kernels in wgsl.items():
+        codes, kernels = _wgsl_section(variant_kernels)
+        write(wgsl_file(variant), _json(codes))
+        gpu_variants.append(
+            {
+                "name": variant,
+                "file": wgsl_file(variant),
+                "emulated": dict(WGSL_VARIANTS)[variant].emulated,
+                "kernels": kernels,
+            }
+        )
     write(SPECS, _json([spec_to_json(spec) for spec in plan.kernels]))
     shards = []
     written = 0
@@ -152,7 +166,7 @@ def _write_files(
         **plan_json(plan),
         "weights": {"bytes": plan.weight_bytes, "shards": shards},
         "wasm": _wasm_section(wasm),
-        "webgpu": {"file": WGSL, "kernels": kernels},
+        "webgpu": {"variants": gpu_variants},
         "files": dict(sorted(files.items())),
         "metadata": plan.metadata,
     }
@@ -435,8 +449,8 @@ class Bundle:
         )
 
     def wgsl_kernels(self) -> list[WgslKernel]:
-        """The kernels in the plan's order."""
-        section = self.manifest["webgpu"]
+        """The default variant's kernels in the plan's order."""
+        section = next(v for v in self.manifest["webgpu"]["variants"] if not v["emulated"])
         codes = json.loads(self.file(section["file"]))
         return [
             WgslKernel(

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .build import NO_WINNERS, WASM_VARIANTS, tuned_kernels, wasm_code, wgsl_kernels
-from .bundle import write_bundle
+from .build import NO_WINNERS, WASM_VARIANTS, WGSL_VARIANTS, tuned_kernels, wasm_code, wgsl_kernels
+from .bundle import wgsl_file, write_bundle
 from .compile import compile_model
 from .console import human_bytes
 from .records import Winners, load_records
@@ -79,7 +79,7 @@ def export(
     compiled = compile_model(model, values=values)
     plan = compiled.plan
     say("generating WGSL", 1, stages)
-    wgsl = wgsl_kernels(plan, winners)
+    wgsl = {name: wgsl_kernels(plan, winners, name) for name, _ in WGSL_VARIANTS}
     done = iter(range(2, stages))
     wasm = wasm_code(
         plan,
@@ -95,10 +95,10 @@ def export(
         name=plan.name,
         path=str(out),
         kernels=len(plan.kernels),
-        dispatches=sum(len(wgsl[step.kernel].passes) for step in plan.steps),
+        dispatches=sum(len(wgsl["default"][step.kernel].passes) for step in plan.steps),
         weight_bytes=plan.weight_bytes,
         wasm_bytes=max((n for f, n in files.items() if f.endswith(".wasm")), default=0),
-        wgsl_bytes=files[manifest["webgpu"]["file"]],
+        wgsl_bytes=files[wgsl_file("default")],
         bundle_bytes=sum(files.values()) + (folder / "manifest.json").stat().st_size,
         activation_bytes=compiled.memory.total(dict.fromkeys(plan.symbols, NOMINAL)),
         seconds=round(time.perf_counter() - start, 3),

@@ -1,7 +1,7 @@
 """What both runtimes play: buffers, kernels and the order to run them in.
 
-A `Plan` is target-free. Its kernels are specs; `model.wasm` and `kernels.wgsl.json` in a bundle
-hold the generated code for each of them, in the plan's order. Sizes are `Dim`s over the plan's
+A `Plan` is target-free. Its kernels are specs; the `model.*.wasm` and `kernels.*.wgsl.json` of a
+bundle hold the generated code for each of them, in the plan's order. Sizes are `Dim`s over the plan's
 symbols, evaluated by the runtime once per new set of input shapes.
 """
 

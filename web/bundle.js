@@ -23,6 +23,7 @@ import { violation } from "./schema.js";
 /** @typedef {{slot: number} | {scratch: true} | {dim: Dim}} Param */
 /** @typedef {{code: number, bindings: [string, number][], grid: [Dim, Dim, Dim]}} Pass */
 /** @typedef {{passes: Pass[], scratch: Dim[], features: string[]}} GpuKernel */
+/** @typedef {{name: string, file: string, emulated: boolean, kernels: GpuKernel[]}} GpuVariant */
 /**
  * The parts of manifest.json that are played here; pywebgpu/manifest.schema.json is the contract.
  * @typedef {object} Manifest
@@ -37,7 +38,7 @@ import { violation } from "./schema.js";
  * @property {Step[]} steps
  * @property {{left: Dim, right: Dim, where: string}[]} checks sizes that must be equal
  * @property {{variants: Variant[], params: Param[], weights_base: number, scratch_per_thread: Dim}} wasm
- * @property {{file: string, kernels: GpuKernel[]}} webgpu
+ * @property {{variants: GpuVariant[]}} webgpu
  * @property {Record<string, {bytes: number, sha256: string}>} files
  * @property {Record<string, string>} metadata
  */
@@ -304,9 +305,9 @@ function dangling({ inputs, outputs, buffers, slots, weights, steps, wasm, webgp
     ...wasm.params.map((p, i) => ("slot" in p ? beyond(`/wasm/params/${i}`, p.slot, slots) : null)),
     ...weights.shards.map((name, i) => unlisted(`/weights/shards/${i}`, name)),
     ...wasm.variants.map(({ file }, i) => unlisted(`/wasm/variants/${i}/file`, file)),
-    unlisted("/webgpu/file", webgpu.file),
+    ...webgpu.variants.map(({ file }, i) => unlisted(`/webgpu/variants/${i}/file`, file)),
     ...steps.flatMap(({ kernel, operands, output }, i) => [
-      beyond(`/steps/${i}/kernel`, kernel, webgpu.kernels),
+      ...webgpu.variants.map(({ kernels }) => beyond(`/steps/${i}/kernel`, kernel, kernels)),
       ...[...operands, output].map((number) => beyond(`/steps/${i}`, number, buffers)),
     ]),
   ];

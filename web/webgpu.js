@@ -51,6 +51,8 @@ export class GpuHost {
    * @param {{device?: GPUDevice, warmup?: boolean}} options
    */
   constructor({ device, warmup = true }) {
+    /** The chosen variant's, one per kernel of the plan. @type {GpuKernel[]} */
+    this.kernels = [];
     this.given = device;
     this.warmup = warmup;
     this.adapter = device ? null : navigator.gpu?.requestAdapter();
@@ -68,11 +70,14 @@ export class GpuHost {
   async load(bundle) {
     const { manifest } = bundle;
     this.manifest = manifest;
-    const device = await this.#open(manifest);
-    bundle.expect([manifest.webgpu.file, ...manifest.weights.shards]);
+    const chosen = await this.#choose(manifest);
+    this.kernels = chosen.kernels;
+    this.variant = `wgsl-${chosen.name}`;
+    const device = await this.#open(chosen.kernels);
+    bundle.expect([chosen.file, ...manifest.weights.shards]);
     const weights = this.#loadWeights(device, bundle);
     weights.catch(() => {});
-    const codes = await bundle.json(manifest.webgpu.file);
+    const codes = await bundle.json(chosen.file);
     this.pipelines = await this.#compile(device, codes, manifest);
     const [trial] = this.warmup ? trialFrames(manifest) : [];
     // Drivers finish their work on a pipeline when it is first used; weights may still arrive.
@@ -83,9 +88,19 @@ export class GpuHost {
     return this;
   }
 
-  /** @param {Manifest} manifest */
-  async #open(manifest) {
-    const features = [...new Set(manifest.webgpu.kernels.flatMap((kernel) => kernel.features))];
+  /**
+   * An adapter that runs shaders on the CPU takes seconds to compile what a GPU likes best.
+   * @param {Manifest} manifest
+   */
+  async #choose({ webgpu: { variants } }) {
+    const info = this.given ? this.given.adapterInfo : (await this.adapter)?.info;
+    const emulated = info?.isFallbackAdapter ?? false;
+    return variants.find((variant) => variant.emulated === emulated) ?? variants[0];
+  }
+
+  /** @param {GpuKernel[]} kernels */
+  async #open(kernels) {
+    const features = [...new Set(kernels.flatMap((kernel) => kernel.features))];
     const device = this.given ?? (await this.#request(features));
     const missing = features.filter((name) => !device.features.has(name));
     if (missing.length) throw lacks(missing);
@@ -158,7 +173,7 @@ export class GpuHost {
         } catch (cause) {
           if (this.lost) throw this.lost;
           const info = await module.getCompilationInfo();
-          const kernel = manifest.webgpu.kernels.findIndex((k) => k.passes.some((p) => p.code === i));
+          const kernel = this.kernels.findIndex((k) => k.passes.some((p) => p.code === i));
           const step = manifest.steps.find((s) => s.kernel === kernel);
           throw new DeviceError("a shader does not compile on this device", {
             where: `webgpu, shader ${i}${step ? ` (${step.label})` : ""}`,
@@ -353,7 +368,7 @@ export class GpuHost {
     const known = this.frames.get(run.key);
     if (known) return known;
     const calls = manifest.steps.map((step) => {
-      const kernel = manifest.webgpu.kernels[step.kernel];
+      const kernel = this.kernels[step.kernel];
       const args = step.args.map((dim) => evaluate(dim, run.sizes));
       return { step, kernel, args, names: new Map(args.map((value, i) => [`a${i}`, value])) };
     });

@@ -196,7 +196,7 @@ def space(p: Product, caps: WgslCaps) -> list[Knobs]:
     direct = [d for d in _direct(p) if d.tx * d.ty <= caps.max_invocations]
     if isinstance(p.m, int) and p.m <= 8:
         return [*few, *tiles[:8], *direct[:2]]
-    if _multiplications(p) <= _SMALL:
+    if caps.emulated or _multiplications(p) <= _SMALL:
         return [*direct[:3], *tiles[:16], *few[:3]]
     return [*tiles[:16], *direct[:3], *few[:3]]
 

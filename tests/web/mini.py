@@ -105,6 +105,41 @@ def module(target: Target) -> bytes:
     return m.encode()
 
 
+_GPU_KERNELS = [
+    {
+        "passes": [
+            {
+                "code": 0,
+                "bindings": [
+                    *(["operand", i] for i in range(3)),
+                    ["output", 0],
+                    ["args", 0],
+                ],
+                "grid": [["//", ["+", "a0", 63], 64], 1, 1],
+            }
+        ],
+        "scratch": [],
+        "features": [],
+    },
+    {
+        "passes": [
+            {
+                "code": 1,
+                "bindings": [["operand", 0], ["scratch", 0]],
+                "grid": [1, 1, 1],
+            },
+            {
+                "code": 2,
+                "bindings": [["output", 0], ["scratch", 0]],
+                "grid": [1, 1, 1],
+            },
+        ],
+        "scratch": [8],
+        "features": [],
+    },
+]
+
+
 def write(folder: Path, **changes: Any) -> Path:
     """Write the bundle; `changes` replace top-level entries of the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +154,7 @@ def write(folder: Path, **changes: Any) -> Path:
         files[file] = module(target)
         variants.append({"name": target.name, "file": file, "relaxed": relaxed, "threads": threads})
     codes = [_DOUBLE, _COPY_IN, _COPY_OUT]
-    files["kernels.wgsl.json"] = json.dumps(codes).encode()
+    files["kernels.default.wgsl.json"] = json.dumps(codes).encode()
     manifest = {
         "format_version": 1,
         "generator_version": "1",
@@ -155,40 +190,14 @@ def write(folder: Path, **changes: Any) -> Path:
             "scratch_per_thread": 0,
         },
         "webgpu": {
-            "file": "kernels.wgsl.json",
-            "kernels": [
+            "variants": [
                 {
-                    "passes": [
-                        {
-                            "code": 0,
-                            "bindings": [
-                                *(["operand", i] for i in range(3)),
-                                ["output", 0],
-                                ["args", 0],
-                            ],
-                            "grid": [["//", ["+", "a0", 63], 64], 1, 1],
-                        }
-                    ],
-                    "scratch": [],
-                    "features": [],
-                },
-                {
-                    "passes": [
-                        {
-                            "code": 1,
-                            "bindings": [["operand", 0], ["scratch", 0]],
-                            "grid": [1, 1, 1],
-                        },
-                        {
-                            "code": 2,
-                            "bindings": [["output", 0], ["scratch", 0]],
-                            "grid": [1, 1, 1],
-                        },
-                    ],
-                    "scratch": [8],
-                    "features": [],
-                },
-            ],
+                    "name": "default",
+                    "file": "kernels.default.wgsl.json",
+                    "emulated": False,
+                    "kernels": _GPU_KERNELS,
+                }
+            ]
         },
         "files": {
             name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

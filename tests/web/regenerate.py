@@ -24,12 +24,14 @@ def regenerate(manifest_text: str, specs_text: str) -> dict[str, str]:
     specs = [spec_from_json(data) for data in json.loads(specs_text)]
     made: dict[str, bytes] = {}
 
-    codes: dict[str, None] = {}
-    for spec in specs:
-        for dispatch in wgsl.render(spec, wgsl.space(spec, WgslCaps())[0]).passes:
-            codes[dispatch.code] = None
-    text = json.dumps([*codes], separators=(",", ":"), ensure_ascii=False)
-    made["kernels.wgsl.json"] = text.encode()
+    for variant in manifest["webgpu"]["variants"]:
+        caps = WgslCaps(emulated=variant["emulated"])
+        codes: dict[str, None] = {}
+        for spec in specs:
+            for dispatch in wgsl.render(spec, wgsl.space(spec, caps)[0]).passes:
+                codes[dispatch.code] = None
+        text = json.dumps([*codes], separators=(",", ":"), ensure_ascii=False)
+        made[variant["file"]] = text.encode()
 
     def place(number: int) -> Slot | Weight:
         buffer = manifest["buffers"][number]

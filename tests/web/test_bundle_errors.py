@@ -62,7 +62,7 @@ def test_manifest_that_is_none(open_page: OpenPage, site: Path, content: bytes) 
         (["outputs", 0, "buffer"], 6),
         (["wasm", "params", 3], {"slot": 4}),
         (["weights", "shards", 0], "weights-009.bin"),
-        (["webgpu", "kernels", 0, "passes", 0, "bindings", 0], ["operant", 0]),
+        (["webgpu", "variants", 0, "kernels", 0, "passes", 0, "bindings", 0], ["operant", 0]),
         (["no such entry"], 1),
     ],
 )
@@ -94,7 +94,7 @@ def test_no_server_there(open_page: OpenPage) -> None:
 
 
 def _files(provider: str) -> list[str]:
-    code = "kernels.wgsl.json" if provider == "webgpu" else "model.relaxed-threads.wasm"
+    code = "kernels.default.wgsl.json" if provider == "webgpu" else "model.relaxed-threads.wasm"
     return [code, "weights-000.bin", "weights-001.bin"]
 
 

@@ -106,7 +106,7 @@ def test_pyodide_generates_the_same_bytes(page: Page, folder: Path, model: str) 
         for name, entry in json.loads(manifest)["files"].items()
         if name in here
     }
-    assert len(exported) == 5
+    assert len(exported) == 6  # four wasm modules, two sets of shaders
     assert {name: here[name] for name in exported} == exported
     there = page.evaluate(
         """async ([code, manifest, specs]) => {

@@ -217,11 +217,11 @@ def test_falls_to_the_next_listed_provider_and_says_so(open_page: OpenPage) -> N
 
 def test_a_shader_that_does_not_compile(open_page: OpenPage, site: Path) -> None:
     mini.write(site / "broken")
-    text = (site / "broken" / "kernels.wgsl.json").read_text()
+    text = (site / "broken" / "kernels.default.wgsl.json").read_text()
     data = json.dumps(["fn main( {", *json.loads(text)[1:]]).encode()
-    (site / "broken" / "kernels.wgsl.json").write_bytes(data)
+    (site / "broken" / "kernels.default.wgsl.json").write_bytes(data)
     manifest = json.loads((site / "broken" / "manifest.json").read_text())
-    manifest["files"]["kernels.wgsl.json"] = {
+    manifest["files"]["kernels.default.wgsl.json"] = {
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
