@@ -158,6 +158,8 @@ def merge(*sources: Iterable[Record]) -> tuple[Record, ...]:
 def _join(old: Record, new: Record) -> Record:
     then = old.candidates[0].ms if old.candidates else None
     now = new.candidates[0].ms if new.candidates else None
+    if now is None and then is not None:
+        return old  # a device that failed tells nothing about candidates
     if then is None or now is None or old.candidates[0].knobs != new.candidates[0].knobs:
         return new  # they have no common measure
     seen = [timing.knobs for timing in new.candidates]

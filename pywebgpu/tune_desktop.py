@@ -299,10 +299,13 @@ class WgpuHost:
     def load(self, job: Job) -> None:
         self._drop()
         self._job, self._limit = job, _Limit()
-        for number, (storage, size) in enumerate(zip(job.spec.operands, job.operands, strict=True)):
-            self._buffers.append(self.gpu.buffer(size, f"operand {number}"))
-            self.gpu.write(self._buffers[-1], _random(storage, size).view(np.uint8))
-        self._buffers.append(self.gpu.buffer(job.output, "output"))
+        try:
+            for storage, size in zip(job.spec.operands, job.operands, strict=True):
+                self._buffers.append(self.gpu.buffer(size, "operand"))
+                self.gpu.write(self._buffers[-1], _random(storage, size).view(np.uint8))
+            self._buffers.append(self.gpu.buffer(job.output, "output"))
+        except DeviceError as error:  # too large for this device: the other kernels go on
+            raise CandidateError(str(error)) from error
         self._uniform = self.gpu.uniforms([job.args]) if job.args else None
         self._made: dict[int, list[Any]] = {}
         self._repeats: dict[int, int] = {}

@@ -158,6 +158,15 @@ def test_what_is_wrong_is_skipped_on_wgpu(gpu_host: WgpuHost) -> None:
     record_executor("wgpu")
 
 
+@pytest.mark.wgpu
+def test_a_kernel_too_large_for_the_gpu_is_recorded(gpu_host: WgpuHost) -> None:
+    huge = replace(JOB, operands=(1 << 40,))
+    result = drive(tune([huge], WgslTarget(), gpu_host.features, 20.0), gpu_host)
+    (timing,) = result.records[0].candidates
+    assert timing.ms is None
+    assert "larger than this GPU can bind" in str(timing.error)
+
+
 class Scripted:
     """A host on which candidate n takes what `times[n]` says on its k-th measurement."""
 

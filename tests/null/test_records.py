@@ -121,6 +121,8 @@ def test_joining_keeps_what_only_the_earlier_measured() -> None:
     assert joined[0].best == knobs_json(FAST)
     joined = merge([record(2.0, None, 1.0, best=OTHER)], [record(4.0, 3.0)])
     assert joined[0].best == knobs_json(OTHER)
+    # A device that failed does not take back what it had measured.
+    assert merge([record(2.0, 1.0)], [record(None, best=DEFAULT)]) == (record(2.0, 1.0),)
 
 
 def test_the_winner_is_picked() -> None:
