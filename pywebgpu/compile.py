@@ -19,6 +19,7 @@ from .lower import Lowering, lower
 from .memory import Memory, plan_memory
 from .passes.pipeline import optimise
 from .passes.siblings import merge_siblings
+from .passes.twins import merge_twins
 from .plan import Buffer, Plan, Port, SlotBuffer, Step, WeightBuffer
 
 Progress = Callable[[str], None]
@@ -58,7 +59,8 @@ def compile_model(
     graph = model if isinstance(model, Graph) else load(model, fixed=values)
     say("optimising")
     optimise(graph)
-    if merge_siblings(graph):
+    # Each looks for what the one before has made.
+    if merge_siblings(graph) | merge_twins(graph):
         graph.prune()
     say("lowering")
     lowering = lower(graph)

@@ -66,7 +66,12 @@ def path_of(name: str) -> Path:
 
     Raises KeyError for an unknown name and ModuleNotFoundError when a package is missing.
     """
-    model = MODELS[name]
+    return build_once(MODELS[name])
+
+
+def build_once(model: ZooModel) -> Path:
+    """The ONNX file of `model`, built now when the cache lacks it."""
+    name = model.name
     folder = cache_folder()
     path = folder / f"{name}.onnx"
     stamp = folder / f"{name}.recipe"
@@ -91,13 +96,19 @@ def path_of(name: str) -> Path:
 
 def random_feeds(name: str, *, seed: int = 0, dims: dict[str, int] | None = None) -> dict[str, Any]:
     """NumPy inputs for model `name`, in its vocabulary; its own `dims` where none are given."""
+    return feeds_for(MODELS[name], seed=seed, dims=dims)
+
+
+def feeds_for(
+    model: ZooModel, *, seed: int = 0, dims: dict[str, int] | None = None
+) -> dict[str, Any]:
+    """As `random_feeds`, of a model that need not be in the zoo."""
     import numpy as np
     import onnx
 
-    model = MODELS[name]
     sizes = {**model.dims, **(dims or {})}
     rng = np.random.default_rng(seed)
-    graph = onnx.load(path_of(name), load_external_data=False).graph
+    graph = onnx.load(build_once(model), load_external_data=False).graph
     constants = {item.name for item in graph.initializer}
     feeds = {}
     for value in graph.input:
@@ -142,7 +153,8 @@ def _export(
 ) -> None:
     """torch -> ONNX, with the dynamo exporter or the older TorchScript one.
 
-    `dynamic` names the symbolic dims: {input name: {axis: dim name}}.
+    `dynamic` names the symbolic dims: {input name: {axis: dim name}}; "past + 1" is one more than
+    the dim "past".
     """
     import torch
 
@@ -161,13 +173,13 @@ def _export(
         )
         return
     dims: dict[str, Any] = {}
-    shapes = tuple(
-        {
-            axis: dims.setdefault(name, torch.export.Dim(name))
-            for axis, name in dynamic.get(i, {}).items()
-        }
-        for i in inputs
-    )
+
+    def dim(text: str) -> Any:
+        name, _, more = text.partition(" + ")
+        base = dims.setdefault(name, torch.export.Dim(name))
+        return base + int(more) if more else base
+
+    shapes = tuple({axis: dim(text) for axis, text in dynamic.get(i, {}).items()} for i in inputs)
     torch.onnx.export(
         model,
         args,

@@ -205,6 +205,43 @@ def test_sizes_outlive_the_nodes_that_made_them() -> None:
     _against_ort(model, compiled, feeds)
 
 
+def _rotary(swap: bool = False) -> bytes:
+    """Queries of 4 heads and keys of 2, turned by their positions; `swap`: each in its own way."""
+    constants: dict[str, Array] = {
+        "wq": _array(12, 32), "wk": _array(12, 16),
+        "h": np.array([0, 0, -1, 8], np.int64),
+        "i0": np.array([0], np.int64), "i4": np.array([4], np.int64),
+        "i8": np.array([8], np.int64), "last": np.array([3], np.int64),
+    }  # fmt: skip
+    nodes = []
+    for e, angle in (("q", ["cos", "sin"]), ("k", ["sin", "cos"] if swap else ["cos", "sin"])):
+        nodes += [
+            helper.make_node("MatMul", ["x", f"w{e}"], [f"{e}0"]),
+            helper.make_node("Reshape", [f"{e}0", "h"], [f"{e}1"]),
+            helper.make_node("Transpose", [f"{e}1"], [f"{e}2"], perm=[0, 2, 1, 3]),
+            helper.make_node("Slice", [f"{e}2", "i0", "i4", "last"], [f"{e}a"]),
+            helper.make_node("Slice", [f"{e}2", "i4", "i8", "last"], [f"{e}b"]),
+            helper.make_node("Neg", [f"{e}b"], [f"{e}c"]),
+            helper.make_node("Concat", [f"{e}c", f"{e}a"], [f"{e}d"], axis=-1),
+            helper.make_node("Mul", [f"{e}2", angle[0]], [f"{e}e"]),
+            helper.make_node("Mul", [f"{e}d", angle[1]], [f"{e}f"]),
+            helper.make_node("Add", [f"{e}e", f"{e}f"], [e]),
+        ]
+        nodes.append(helper.make_node("Transpose", [e], [f"{e}t"], perm=[0, 1, 3, 2]))
+        nodes.append(helper.make_node("MatMul", [e, f"{e}t"], [f"{e}y"]))
+    inputs = {"x": _float("n", "s", 12), "cos": _float("s", 8), "sin": _float("s", 8)}
+    return _model(nodes, inputs, ["qy", "ky"], constants)
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_queries_and_keys_are_turned_together(swap: bool) -> None:
+    model = _rotary(swap)
+    compiled = compile_model(model)
+    assert _families(compiled).count("map") == (2 if swap else 1)
+    feeds = {"x": _array(2, 5, 12), "cos": _array(5, 8), "sin": _array(5, 8)}
+    _against_ort(model, compiled, feeds)
+
+
 def test_convolutions_are_channels_last_between_themselves() -> None:
     model = _model(
         [

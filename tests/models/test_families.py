@@ -1,0 +1,197 @@
+"""Families of models as people export them, on every executor of this machine, against native
+ONNX Runtime, and their kernel counts, which may only fall.
+
+A sample runs always; all of them with `-m slow` (most of the time goes into exporting).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pywebgpu.codegen.spec import family
+from pywebgpu.compile import Compiled, compile_model
+from pywebgpu.errors import DeviceError, UnsupportedError
+from pywebgpu.session import InferenceSession
+from tests.executors_seen import record_executor
+from tests.models import families
+from tests.models.zoo import feeds_for
+
+TOLERANCE = 1e-3
+"""Largest difference relative to the largest element of the reference."""
+
+# What is quick to export. A kernel takes a software GPU a good part of a second to compile.
+FAST = {
+    "bert-torchscript",
+    "llama",
+    "resnet",
+    "unet-torchscript",
+    "autoencoder",
+    "mobilenet-v3",
+    "large-kernel",
+    "super-resolution",
+    "gcn-edges",
+}
+FAST_ON_GPU = {"autoencoder", "super-resolution", "gcn-edges"}
+
+# Steps per model: what a run dispatches on WebGPU, one-pass kernels counted.
+STEPS: dict[str, int] = {
+    "bert": 16,
+    "bert-torchscript": 16,
+    "roberta": 18,
+    "distilbert": 16,
+    "distilbert-torchscript": 16,
+    "albert": 17,
+    "mpnet": 19,
+    "modernbert": 27,
+    "deberta-v2": 38,
+    "gpt2": 18,
+    "gpt2-step": 22,
+    "gpt-neox": 22,
+    "llama": 25,
+    "llama-step": 29,
+    "qwen2": 25,
+    "qwen2-step": 29,
+    "qwen3": 31,
+    "mistral": 25,
+    "phi": 21,
+    "phi3": 25,
+    "gemma": 25,
+    "opt": 19,
+    "mamba": 26,
+    "t5-encoder": 20,
+    "t5-decoder": 29,
+    "t5-step": 32,
+    "bart-encoder": 16,
+    "bart-decoder": 25,
+    "whisper-encoder": 17,
+    "whisper-decoder": 29,
+    "vit": 17,
+    "deit": 17,
+    "beit": 16,
+    "dinov2": 17,
+    "clip-vision": 17,
+    "swin": 45,
+    "segformer": 33,
+    "mobilevit": 106,
+    "convnext": 13,
+    "convnextv2": 19,
+    "poolformer": 12,
+    "efficientnet": 71,
+    "resnet": 16,
+    "regnet": 17,
+    "clip-text": 21,
+    "detr": 48,
+    "unet": 17,
+    "unet-torchscript": 18,
+    "yolo": 30,
+    "autoencoder": 4,
+    "vae": 26,
+    "large-kernel": 11,
+    "inception-next": 13,
+    "mobilenet-v3": 17,
+    "super-resolution": 3,
+    "audio-conv": 6,
+    "wavenet": 18,
+    "wav2vec2": 15,
+    "gcn": 8,
+    "gcn-edges": 3,
+    "timesnet": 18,
+    "mlp-mixer": 19,
+}
+
+
+RECURRENT = {"lstm": "LSTM", "gru": "GRU"}
+
+
+def _marked(fast: set[str]) -> list[Any]:
+    slow = pytest.mark.slow
+    return [pytest.param(n, marks=() if n in fast else slow, id=n) for n in STEPS]
+
+
+def _path(name: str) -> str:
+    missing = families.FAMILIES[name].missing()
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)} (pip install 'pywebgpu[examples]')")
+    return str(families.path_of(name))
+
+
+@cache
+def _compiled(name: str) -> Compiled:
+    return compile_model(_path(name))
+
+
+def _other_sizes(name: str) -> dict[str, int]:
+    """None of the sizes is what the model was exported with."""
+    dims = dict(families.FAMILIES[name].dims)
+    for dim in dims:
+        dims[dim] += 1 if dim == "batch" else 3
+    if "height" in dims:
+        dims |= {"height": dims["height"] + 5, "width": dims["width"] - 19}  # 56 x 48
+    return dims
+
+
+def _compare(name: str, provider: str) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    reference = ort.InferenceSession(_path(name), providers=["CPUExecutionProvider"])
+    model = families.FAMILIES[name]
+    try:
+        session = InferenceSession(_compiled(name), [provider])
+    except DeviceError as error:
+        if provider == "webgpu":
+            pytest.skip(str(error))
+        raise
+    with session:
+        for seed, dims in enumerate(({}, _other_sizes(name))):
+            feeds = feeds_for(model, seed=seed, dims=dims)
+            expected = reference.run(None, feeds)
+            for port, got, want in zip(
+                reference.get_outputs(), session.run(None, feeds), expected, strict=True
+            ):
+                assert got.shape == want.shape, port.name
+                assert got.dtype == want.dtype, port.name
+                scale = float(np.abs(want).max()) or 1.0
+                error = float(np.abs(got - want).max()) / scale
+                assert error <= TOLERANCE, f"{port.name}: {error:.2e} of the output's scale"
+
+
+@pytest.mark.parametrize("name", _marked(FAST))
+def test_kernel_count(name: str) -> None:
+    plan = _compiled(name).plan
+    kinds = Counter(family(plan.kernels[step.kernel]) for step in plan.steps)
+    assert len(plan.steps) <= STEPS[name], dict(kinds)
+
+
+@pytest.mark.parametrize("name", _marked(FAST))
+def test_on_wasmtime(name: str) -> None:
+    _compare(name, "wasm")
+    record_executor("wasmtime")
+
+
+@pytest.mark.parametrize("name", _marked(FAST_ON_GPU))
+def test_on_wgpu(name: str) -> None:
+    _compare(name, "webgpu")
+    record_executor("wgpu")
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent(name: str) -> None:
+    """Right answers, or an error that names the operator."""
+    refusal = ""
+    try:
+        _compiled(name)
+    except UnsupportedError as error:
+        refusal = str(error)
+    if refusal:
+        assert f"operator {RECURRENT[name]} is not supported" in refusal
+    else:
+        _compare(name, "wasm")
+
+
+def test_every_family_is_tested() -> None:
+    assert {*STEPS, *RECURRENT} == set(families.FAMILIES)
+    assert set(STEPS) >= FAST >= FAST_ON_GPU
