@@ -19,7 +19,7 @@ from .codegen.wgsl.kernel import WgslKernel
 from .errors import UnsupportedError
 from .plan import Plan, WeightBuffer
 from .records import Winners
-from .tune import WEBGPU, wasm_target_name
+from .tune import wasm_target_name, wgsl_target_name
 
 WASM_VARIANTS: tuple[tuple[str, WasmCaps], ...] = (
     ("relaxed-threads", WasmCaps(relaxed=True, threads=True)),
@@ -85,8 +85,9 @@ def wgsl_kernels(
 ) -> list[WgslKernel]:
     """One kernel per spec."""
     caps = dict(WGSL_VARIANTS)[variant]
+    target = wgsl_target_name(caps.emulated)
     return [
-        wgsl.render(spec, _choose(wgsl.space(spec, caps), spec, WEBGPU, "WebGPU", winners))
+        wgsl.render(spec, _choose(wgsl.space(spec, caps), spec, target, "WebGPU", winners))
         for spec in plan.kernels
     ]
 

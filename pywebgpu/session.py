@@ -62,11 +62,11 @@ class _Code:
         self.source, self.winners = source, winners
         self.plan: Plan = source.plan if isinstance(source, Compiled) else source.plan()
 
-    def wgsl(self) -> list[WgslKernel]:
+    def wgsl(self, variant: str = "default") -> list[WgslKernel]:
         # A bundle's own code is generated again where records are to choose it.
         if isinstance(self.source, Bundle) and not self.winners.records:
             return self.source.wgsl_kernels()
-        return wgsl_kernels(self.plan, self.winners)
+        return wgsl_kernels(self.plan, self.winners, variant)
 
     def wasm(self, variant: str) -> WasmCode:
         if isinstance(self.source, Bundle) and not self.winners.records:
@@ -150,10 +150,21 @@ class InferenceSession:
         )
 
     def _webgpu(self, code: _Code) -> Executor:
+        from .executors.wgpu_device import Gpu
         from .executors.wgpu_executor import WgpuExecutor
 
         options: Any = self._options
-        return WgpuExecutor(code.plan, code.wgsl(), code.weights(), **options)
+        if not code.winners.records:
+            return WgpuExecutor(code.plan, code.wgsl(), code.weights(), **options)
+        # Records are those of the variant for this kind of device.
+        adapter = options["adapter"]
+        gpu = Gpu(
+            options["power_preference"],
+            name=adapter if isinstance(adapter, str) else None,
+            index=adapter if isinstance(adapter, int) else None,
+        )
+        kernels = code.wgsl("emulated" if gpu.emulated else "default")
+        return WgpuExecutor(code.plan, kernels, code.weights(), gpu=gpu)
 
     @property
     def provider(self) -> str:

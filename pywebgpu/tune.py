@@ -132,17 +132,22 @@ def wasm_target_name(relaxed: bool) -> str:
     return "wasm-relaxed" if relaxed else "wasm-simd"
 
 
-WEBGPU = "webgpu"
+def wgsl_target_name(emulated: bool) -> str:
+    """What runs shaders on the CPU says nothing about GPUs."""
+    return "webgpu-emulated" if emulated else "webgpu"
 
 
 @dataclass(frozen=True, slots=True)
 class WgslTarget:
     caps: WgslCaps = field(default_factory=WgslCaps)
-    name: str = WEBGPU
+
+    @property
+    def name(self) -> str:
+        return wgsl_target_name(self.caps.emulated)
 
     def space(self, spec: KernelSpec) -> list[Any]:
         # The default is what a bundle has without records: what every device can run.
-        floor = wgsl.space(spec, WgslCaps())[:1]
+        floor = wgsl.space(spec, WgslCaps(emulated=self.caps.emulated))[:1]
         return [*floor, *(k for k in wgsl.space(spec, self.caps) if k not in floor)]
 
     def generate(self, spec: KernelSpec, knobs: Any) -> WgslKernel:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +285,7 @@ class WgpuHost:
 
     def __init__(self, gpu: Gpu | None = None) -> None:
         self.gpu = gpu or Gpu()
+        self.caps = replace(self.gpu.caps(), emulated=self.gpu.emulated)
         self._buffers: list[Any] = []
         self._scratch: list[Any] = []
         self._uniform: Any = None
@@ -292,7 +293,7 @@ class WgpuHost:
 
     @property
     def features(self) -> str:
-        caps = asdict(self.gpu.caps())
+        caps = asdict(self.caps)
         facts = [*sorted(self.gpu.features), *(f"{k}={v}" for k, v in caps.items())]
         return "wgpu " + ", ".join(str(fact).replace(" ", "") for fact in facts)
 
@@ -435,7 +436,7 @@ def tune_model(
         host, target = WasmtimeHost(), WasmTarget()
     else:
         host = WgpuHost()
-        target = WgslTarget(host.gpu.caps())
+        target = WgslTarget(host.caps)
     asking = tune(work, target, host.features, budget_s, progress=progress)
     try:
         result: Result = _drive(asking, host)

@@ -136,6 +136,8 @@ class Gpu:
         self.features = frozenset(features)
         self.limits: Mapping[str, int] = dict(self.device.limits)
         self.name = _adapter_name(adapter)
+        self.emulated = adapter.info.get("adapter_type") == "CPU"
+        """Shaders run on the CPU, as mesa's llvmpipe has it."""
         self._subgroup_size = _subgroup_size(adapter)
         self._staging: Any = None
         self._layouts: dict[tuple[str, ...], tuple[Any, Any]] = {}
