@@ -7,6 +7,9 @@ where the two parts lie side by side in one value (a merged projection). The rot
 written over all heads together, which is one kernel instead of two, and the heads are taken apart
 behind it by slices, which are views. Any chain of pointwise operators, slices and concatenations
 of the last axis counts as a rotation.
+
+Not for a single position, where the transposition is a reshape: the keys of a step of generation
+are turned where they are appended to the cache, which is no kernel of its own.
 """
 
 from __future__ import annotations
@@ -107,11 +110,12 @@ def _part(graph: Graph, name: str, producers: dict[str, Node]) -> tuple[str, int
 
 def _slice_start(graph: Graph, node: Node) -> int | None:
     """Where a slice of the last axis in steps of one begins; None for other slices."""
-    numbers = [graph.constants.get(name) for name in node.inputs[1:]]
+    known = [graph.known(name) for name in node.inputs[1:]]
     rank = len(graph.types[node.inputs[0]].shape)
-    if len(numbers) < 3 or any(n is None or n.size != 1 for n in numbers):
+    numbers = [k[0] for k in known if k is not None and len(k) == 1 and isinstance(k[0], int)]
+    if len(numbers) < 3 or len(numbers) != len(known):
         return None
-    start, _, axis, *step = (int(n.item()) for n in numbers if n is not None)
+    start, _, axis, *step = numbers
     return start if axis in (-1, rank - 1) and step in ([], [1]) else None
 
 

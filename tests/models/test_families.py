@@ -1,11 +1,13 @@
 """Families of models as people export them, on every executor of this machine, against native
 ONNX Runtime, and their kernel counts, which may only fall.
 
-A sample runs always; all of them with `-m slow` (most of the time goes into exporting).
+A sample runs always; the others with `-m slow` or where PYWEBGPU_FULL_MODELS is set, since to
+export and to try them all takes some ten minutes.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from functools import cache
 from typing import Any
@@ -111,6 +113,15 @@ RECURRENT = {"lstm": "LSTM", "gru": "GRU"}
 def _marked(fast: set[str]) -> list[Any]:
     slow = pytest.mark.slow
     return [pytest.param(n, marks=() if n in fast else slow, id=n) for n in STEPS]
+
+
+@pytest.fixture(autouse=True)
+def _asked(request: pytest.FixtureRequest) -> None:
+    """Skip what is slow unless somebody asks for it."""
+    slow = request.node.get_closest_marker("slow") is not None
+    asked = "slow" in str(request.config.getoption("-m")) or os.environ.get("PYWEBGPU_FULL_MODELS")
+    if slow and not asked:
+        pytest.skip("the slow ones are not asked for")
 
 
 def _path(name: str) -> str:
