@@ -13,6 +13,7 @@ from .codegen import wasm, wgsl
 from .codegen.caps import WasmCaps, WgslCaps
 from .codegen.dims import Dim, dim_max
 from .codegen.spec import KernelSpec, family
+from .codegen.wasm.abi import weights_base
 from .codegen.wasm.asm import Target
 from .codegen.wasm.model import Call, ModelModule, Operand, Param, Slot, Weight, assemble
 from .codegen.wgsl.kernel import WgslKernel
@@ -126,4 +127,4 @@ def wasm_code(
         modules[name] = made.binary
         params, base = made.params, made.weights_base
         scratch.append(made.scratch_per_thread)
-    return WasmCode(modules, params, base, dim_max(0, *scratch))
+    return WasmCode(modules, params, base or weights_base(0), dim_max(0, *scratch))

@@ -56,6 +56,13 @@ class Provider(enum.StrEnum):
     wasm = "wasm"
 
 
+class Storage(enum.StrEnum):
+    """How a bundle stores floats."""
+
+    f32 = "f32"
+    f16 = "f16"
+
+
 class PyodideSource(enum.StrEnum):
     """Where a built site gets Pyodide from."""
 
@@ -188,6 +195,9 @@ def export(
         Path | None,
         typer.Option(metavar="FILE.json", help="What `tune` found out, to generate kernels by."),
     ] = None,
+    dtype: Annotated[
+        Storage, typer.Option(help="How floats are stored; f16 is for WebGPU with shader-f16.")
+    ] = Storage.f32,
     json: Json = False,
 ) -> None:
     """Compile an ONNX model into a bundle: manifest, wasm, WGSL and weights.
@@ -201,6 +211,7 @@ def export(
       pywebgpu export model.onnx -o bundle --value k=[5]     for one value of an input that
                                                              decides shapes
       pywebgpu export model.onnx -o bundle --records records.json
+      pywebgpu export model.onnx -o bundle --dtype f16       half the bytes, WebGPU only
     """
     from .export import export as export_model
     from .feeds import parse_value
@@ -208,7 +219,9 @@ def export(
     _existing(model, "ONNX file")
     values = dict(map(parse_value, value or []))
     with progress_bar(json) as progress:
-        report = export_model(model, out, progress=progress, values=values, records=records)
+        report = export_model(
+            model, out, progress=progress, values=values, records=records, dtype=dtype.value
+        )
     if json:
         print_json(report.to_json())
     else:

@@ -13,6 +13,7 @@ from .codegen.dims import Atom, Dim, symbols
 from .codegen.spec import KernelSpec
 from .errors import InputError
 from .graph import Graph, SizeCheck
+from .half import halve
 from .infer import symbolic
 from .load import load
 from .lower import Lowering, lower
@@ -43,10 +44,12 @@ def compile_model(
     progress: Progress | None = None,
     *,
     values: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    half: bool = False,
 ) -> Compiled:
     """Compile a model (path, bytes, parsed model or `Graph`) to a target-free plan.
 
     values: inputs to fix: they become constants, and the plan has them as inputs no more.
+    half: store floats as f16 (see `half`); such a plan runs on WebGPU only.
 
     Raises:
         ModelError, InputError: the model cannot be read, or a value does not fit its input.
@@ -64,6 +67,8 @@ def compile_model(
         graph.prune()
     say("lowering")
     lowering = lower(graph)
+    if half:
+        halve(lowering)
     memory = plan_memory(lowering.buffers, lowering.steps)
     return Compiled(make_plan(graph, lowering, memory), lowering, memory)
 

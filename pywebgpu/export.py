@@ -15,6 +15,7 @@ from .build import NO_WINNERS, WASM_VARIANTS, WGSL_VARIANTS, tuned_kernels, wasm
 from .bundle import wgsl_file, write_bundle
 from .compile import compile_model
 from .console import human_bytes
+from .errors import InputError
 from .records import Winners, load_records
 
 Progress = Callable[[str, int, int], None]
@@ -60,11 +61,14 @@ def export(
     progress: Progress | None = None,
     values: Mapping[str, np.ndarray[Any, Any]] | None = None,
     records: str | os.PathLike[str] | None = None,
+    dtype: str = "f32",
 ) -> ExportReport:
     """Compile `model` and write it to the folder `out`.
 
     values: inputs to fix. The bundle has them as inputs no more.
     records: a file of tuning records; kernels that it speaks of are generated as it says.
+    dtype: how floats are stored, "f32" or "f16". An f16 bundle is half as large, needs a GPU with
+        shader-f16, and has no WebAssembly module.
 
     Raises:
         ModelError, InputError: the model or the records cannot be read, a value does not fit its
@@ -76,13 +80,16 @@ def export(
     say = progress or (lambda label, done, total: None)
     winners = Winners(load_records(records)) if records is not None else NO_WINNERS
     say("compiling", 0, stages)
-    compiled = compile_model(model, values=values)
+    if dtype not in ("f32", "f16"):
+        raise InputError("no such storage type", where="dtype", got=dtype, expected="f32 or f16")
+    compiled = compile_model(model, values=values, half=dtype == "f16")
     plan = compiled.plan
     say("generating WGSL", 1, stages)
     wgsl = {name: wgsl_kernels(plan, winners, name) for name, _ in WGSL_VARIANTS}
     done = iter(range(2, stages))
     wasm = wasm_code(
         plan,
+        [] if dtype == "f16" else None,
         progress=lambda name: say(f"generating wasm {name}", next(done), stages),
         winners=winners,
     )

@@ -1,8 +1,8 @@
 """What both runtimes play: buffers, kernels and the order to run them in.
 
 A `Plan` is target-free. Its kernels are specs; the `model.*.wasm` and `kernels.*.wgsl.json` of a
-bundle hold the generated code for each of them, in the plan's order. Sizes are `Dim`s over the plan's
-symbols, evaluated by the runtime once per new set of input shapes.
+bundle hold the generated code for each of them, in the plan's order. Sizes are `Dim`s over the
+plan's symbols, evaluated by the runtime once per new set of input shapes.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
+from pywebgpu.export import export
 from tests.web import mini
 from tests.web.conftest import run
 from tests.web.mini import expected
@@ -78,6 +79,15 @@ def test_manifest_with_a_wrong_field(
     facts = create_facts(open_page(), "wasm")
     assert facts["name"] == "BundleError"
     assert "/" + "/".join(map(str, path)) in facts["what"]
+
+
+def test_half_precision_where_it_cannot_run(open_page: OpenPage, site: Path, provider: str) -> None:
+    """The software adapter has no shader-f16, WebAssembly no half-precision loads."""
+    digits = Path(__file__).parents[2] / "examples/digits/digits.onnx"
+    export(digits, site / "half", dtype="f16")
+    facts = create_facts(open_page(), provider, "half")
+    assert facts["name"] == "DeviceError"
+    assert ("shader-f16" if provider == "webgpu" else "no WebAssembly module") in facts["message"]
 
 
 def test_no_bundle_there(open_page: OpenPage, provider: str) -> None:
