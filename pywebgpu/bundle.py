@@ -448,9 +448,10 @@ class Bundle:
             dim_from_json(section["scratch_per_thread"]),
         )
 
-    def wgsl_kernels(self) -> list[WgslKernel]:
-        """The default variant's kernels in the plan's order."""
-        section = next(v for v in self.manifest["webgpu"]["variants"] if not v["emulated"])
+    def wgsl_kernels(self, variant: str = "default") -> list[WgslKernel]:
+        """A variant's kernels in the plan's order; the first variant's where it is missing."""
+        variants = self.manifest["webgpu"]["variants"]
+        section = next((v for v in variants if v["name"] == variant), variants[0])
         codes = json.loads(self.file(section["file"]))
         return [
             WgslKernel(

@@ -65,7 +65,7 @@ class _Code:
     def wgsl(self, variant: str = "default") -> list[WgslKernel]:
         # A bundle's own code is generated again where records are to choose it.
         if isinstance(self.source, Bundle) and not self.winners.records:
-            return self.source.wgsl_kernels()
+            return self.source.wgsl_kernels(variant)
         return wgsl_kernels(self.plan, self.winners, variant)
 
     def wasm(self, variant: str) -> WasmCode:
@@ -154,9 +154,6 @@ class InferenceSession:
         from .executors.wgpu_executor import WgpuExecutor
 
         options: Any = self._options
-        if not code.winners.records:
-            return WgpuExecutor(code.plan, code.wgsl(), code.weights(), **options)
-        # Records are those of the variant for this kind of device.
         adapter = options["adapter"]
         gpu = Gpu(
             options["power_preference"],
