@@ -12,6 +12,8 @@ JOBS ?= auto
 TESTS ?= tests
 # A run counts only when each of these gave answers.
 EXECUTORS ?= wgpu,wasmtime,chromium-webgpu,chromium-wasm
+# The full tier of real models too, built from source where the cache lacks them.
+export PYWEBGPU_FULL_MODELS ?= 1
 
 export VENV
 .PHONY: demo test check bench clean help

@@ -1,7 +1,7 @@
 """Families of models as people export them, on every executor of this machine, against native
 ONNX Runtime, and their kernel counts, which may only fall.
 
-A sample runs always; the others with `-m slow` or where PYWEBGPU_FULL_MODELS is set, since to
+A sample runs always; the others with `-m slow` or where PYWEBGPU_ALL_FAMILIES is set, since to
 export and to try them all takes some ten minutes.
 """
 
@@ -119,7 +119,7 @@ def _marked(fast: set[str]) -> list[Any]:
 def _asked(request: pytest.FixtureRequest) -> None:
     """Skip what is slow unless somebody asks for it."""
     slow = request.node.get_closest_marker("slow") is not None
-    asked = "slow" in str(request.config.getoption("-m")) or os.environ.get("PYWEBGPU_FULL_MODELS")
+    asked = "slow" in str(request.config.getoption("-m")) or os.environ.get("PYWEBGPU_ALL_FAMILIES")
     if slow and not asked:
         pytest.skip("the slow ones are not asked for")
 

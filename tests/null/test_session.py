@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,9 @@ def test_async() -> None:
         session = await InferenceSession.create(_model(), ["wasm"], threads=1)
         return await session.run_async({"x": X})
 
-    results = asyncio.run(main())
+    # In a thread of its own: Playwright's loop may already run in this one.
+    with ThreadPoolExecutor(1) as pool:
+        results = pool.submit(asyncio.run, main()).result()
     np.testing.assert_array_equal(results["z"], -X)
 
 
