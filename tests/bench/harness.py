@@ -52,7 +52,7 @@ class Stage:
                     "tfjs-backend-webgpu/tf-backend-webgpu.min.js",
                 ):
                     page.add_script_tag(url=f"../peers/{script}")
-            page.wait_for_function("window.bench")
+            page.wait_for_function("'bench' in window")
             page.set_default_timeout(600_000)
             return page.evaluate(
                 "([info, options]) => window.bench(info, options)", [info, options]
