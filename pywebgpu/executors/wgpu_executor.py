@@ -49,9 +49,7 @@ class WgpuExecutor:
         kernels: Sequence[WgslKernel],
         weights: Any,
         *,
-        gpu: Gpu | None = None,
-        power_preference: str = "high-performance",
-        adapter: str | int | None = None,
+        gpu: Gpu,
         warmup: bool = True,
         poison: bool = False,
     ) -> None:
@@ -59,21 +57,16 @@ class WgpuExecutor:
         Args:
             kernels: one per kernel number that the plan's steps use.
             weights: the weight space: `plan.weight_bytes` bytes, as anything with a buffer.
-            gpu: a device to share; otherwise one is opened as the next two say.
-            adapter: part of an adapter's name, or its number in `wgpu_device.list_adapters()`.
+            gpu: the device to run on; several executors may share one.
             warmup: run once on the smallest sizes: drivers finish a pipeline at its first use.
             poison: fill slots with NaN before every run, for tests.
 
         Raises:
-            DeviceError: no adapter, a shader that does not compile, a weight too large to bind.
+            DeviceError: a shader that does not compile, a weight too large to bind.
         """
         self.plan, self.poison = plan, poison
         self.kernels = tuple(kernels)
-        self.gpu = gpu or Gpu(
-            power_preference,
-            name=adapter if isinstance(adapter, str) else None,
-            index=adapter if isinstance(adapter, int) else None,
-        )
+        self.gpu = gpu
         self.device = self.gpu.name
         self._check_bindings()
         self.gpu.pipelines(self.kernels)
