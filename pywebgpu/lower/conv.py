@@ -68,6 +68,17 @@ def tap(
     return clamp(at, size), inside
 
 
+def _with_bias(
+    lw: Lowering, node: Node, dtype: DType, shape: tuple[Dim, ...], result: Value, spatial: int
+) -> Value:
+    """`result` plus the node's third input, one number per channel, where it has one."""
+    bias = lw.optional(node, 2)
+    if bias is None:
+        return result
+    added = bias_value(lw, bias, spatial)
+    return lw.pointwise(dtype, shape, lambda p, q: p + q, result, added)
+
+
 def bias_value(lw: Lowering, bias: Value, spatial: int) -> Value:
     """Per-channel values shaped so that they broadcast along channels."""
     shape: tuple[Dim, ...] = (bias.shape[0], *[1] * spatial)
@@ -91,12 +102,7 @@ def lower_conv(lw: Lowering, node: Node) -> Value:
         # A product's rows cannot be stored channels first, as an output wants them.
         rows = shape[0] == 1 or not lw.becomes_output(node.outputs[0])
         result = convolve(lw, dtype, shape, x, w.constant, window, groups, rows)
-    bias = lw.optional(node, 2)
-    if bias is not None:
-        result = lw.pointwise(
-            dtype, shape, lambda p, q: p + q, result, bias_value(lw, bias, spatial)
-        )
-    return result
+    return _with_bias(lw, node, dtype, shape, result, spatial)
 
 
 def convolve(
@@ -299,12 +305,7 @@ def lower_conv_transpose(lw: Lowering, node: Node) -> Value:
         return sc.select(inside, lw.read(x, there) * weight, 0.0)
 
     result = lw.reduce(dtype, shape, (inputs, *kernel), ReduceOp.SUM, element)
-    bias = lw.optional(node, 2)
-    if bias is not None:
-        result = lw.pointwise(
-            dtype, shape, lambda p, q: p + q, result, bias_value(lw, bias, spatial)
-        )
-    return result
+    return _with_bias(lw, node, dtype, shape, result, spatial)
 
 
 def _transpose_pads(
