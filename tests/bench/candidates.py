@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -157,6 +158,7 @@ def main() -> None:
         found = measure(gpu, name, case, space, options.seconds)
         rows += found
         _print(name, found, options.top)
+        sys.stdout.flush()
         if options.json:
             options.json.write_text(json.dumps([r.__dict__ for r in rows], indent=0))
 
@@ -169,8 +171,10 @@ def _print(name: str, rows: list[Row], top: int) -> None:
         line += f"; default {default.us:.1f} us, {default.us / good[0].us:.2f}x the best"
     print(line)
     for r in [*good[:top], *(r for r in rows if r.problem)]:
-        print(f"  {r.rank:3d} {r.us:9.1f} us {r.tflops:7.2f} TFLOP/s  compiled {r.compile_ms:6.1f} ms"
-              f"  error {r.error:.1e}  {r.knobs} {r.problem}", flush=True)  # fmt: skip
+        print(
+            f"  {r.rank:3d} {r.us:9.1f} us {r.tflops:7.2f} TFLOP/s  compiled {r.compile_ms:6.1f} ms"
+            f"  error {r.error:.1e}  {r.knobs} {r.problem}"
+        )
 
 
 if __name__ == "__main__":
