@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ..caps import WasmCaps
 from ..dims import Dim, align, dim_max, dim_min, floordiv
 from ..spec import PANEL, Conv, Storage
-from . import depthwise
+from . import depthwise, planar
 from .asm import I32, Function, Int, IntLike, Local, Module, affine, imax, imin
 from .kernel import WasmKernel
 from .partition import share
@@ -58,7 +58,7 @@ _SHAPES = ((6, 1, 4), (6, 1, 2), (5, 1, 4), (4, 1, 4), (2, 2, 4), (4, 1, 8), (3,
            (3, 2, 4), (4, 2, 4), (8, 1, 4), (7, 1, 4), (6, 2, 2))  # fmt: skip
 
 
-def space(spec: Conv, caps: WasmCaps) -> list[Knobs] | list[depthwise.Knobs]:
+def space(spec: Conv, caps: WasmCaps) -> list[Knobs] | list[depthwise.Knobs] | list[planar.Knobs]:
     """Tiles that fit the registers, least wasted pixels first."""
     if spec.depthwise:
         return depthwise.space(spec, caps)
@@ -106,9 +106,9 @@ def _pixels(spec: Conv, block: tuple[int, int]) -> int | None:
     return None
 
 
-def emit(module: Module, spec: Conv, knobs: Knobs | depthwise.Knobs) -> WasmKernel:
+def emit(module: Module, spec: Conv, knobs: Knobs | depthwise.Knobs | planar.Knobs) -> WasmKernel:
     check_storage(spec)
-    if isinstance(knobs, depthwise.Knobs):
+    if not isinstance(knobs, Knobs):
         return depthwise.emit(module, spec, knobs)
     return _Emitter(module, spec, knobs).kernel()
 

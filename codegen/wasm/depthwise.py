@@ -4,6 +4,7 @@ A tile is several neighbouring pixels of one output row. Its loop runs over the 
 input, weights and output are all read in the order they lie; an input column is loaded once per
 kernel row and used for every pixel that it contributes to. Rows above and below the image are a
 row of zeros in scratch. Pixels whose window leaves the image at the sides take a path with tests.
+Images whose channels are planes are left to `planar`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from ..caps import WasmCaps
 from ..dims import Dim, align
 from ..spec import Conv, Storage
+from . import planar
 from .asm import I32, V128, Function, IntLike, Local, Module, affine, imax, imin
 from .kernel import WasmKernel
 from .partition import share
@@ -32,7 +34,10 @@ class Knobs:
     pixels: int = 6
 
 
-def space(spec: Conv, caps: WasmCaps) -> list[Knobs]:
+def space(spec: Conv, caps: WasmCaps) -> list[Knobs] | list[planar.Knobs]:
+    """Tiles that fit the registers."""
+    if planar.suits(spec):
+        return planar.space(spec, caps)
     kw, ow = spec.kernel[1], spec.out_size[1]
     taps = spec.kernel[0] * kw
     found = []
@@ -47,7 +52,9 @@ def space(spec: Conv, caps: WasmCaps) -> list[Knobs]:
     return found or [Knobs(1)]
 
 
-def emit(module: Module, spec: Conv, knobs: Knobs) -> WasmKernel:
+def emit(module: Module, spec: Conv, knobs: Knobs | planar.Knobs) -> WasmKernel:
+    if isinstance(knobs, planar.Knobs):
+        return planar.emit(module, spec, knobs)
     return _Emitter(module, spec, knobs).kernel()
 
 

@@ -62,13 +62,16 @@ def batched(b: int, m: int, n: int, k: int, transposed: bool) -> Case:
 
 def conv(
     size: int, cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1,
-    nchw: bool = False,
+    nchw: bool = False, planes: bool = False,
 ) -> Case:  # fmt: skip
+    """nchw: the input's layout; planes: the output's too."""
+    nchw |= planes
     pad, out = kernel // 2, -(-size // stride)
+    to = (0, out, 1, out * out) if planes else (0, out * cout, cout, 1)
     x = (cin * size * size, size, 1, size * size) if nchw else (0, size * cin, cin, 1)
     final = sc.binary(Op.MAX, sc.acc() + sc.load(2, sc.axis(3)), 0.0)
     spec = Conv(1, (size, size), (out, out), cin, cout, groups, (kernel, kernel), (stride, stride),
-                (1, 1), (pad, pad), View(x), View((0, out * cout, cout, 1)), final,
+                (1, 1), (pad, pad), View(x), View(to), final,
                 (F32,) * 3, F32)  # fmt: skip
     per_output = kernel * kernel * cin // groups
     weights = per_output * (cout if spec.depthwise else groups * (-(-cout // groups // 8) * 8))
@@ -114,6 +117,11 @@ CASES: dict[str, Callable[[], Case]] = {
     "depthwise 3x3 96 112": lambda: conv(112, 96, 96, 3, 1, 96),
     "depthwise 3x3 s2 96 112": lambda: conv(112, 96, 96, 3, 2, 96),
     "depthwise 5x5 s2 240 28": lambda: conv(28, 240, 240, 5, 2, 240),
+    "conv 3x3 64-64 56 planes": lambda: conv(56, 64, 64, 3, planes=True),
+    "conv 1x1 64-256 56 planes": lambda: conv(56, 64, 256, 1, planes=True),
+    "depthwise 3x3 96 112 planes": lambda: conv(112, 96, 96, 3, 1, 96, planes=True),
+    "depthwise 3x3 s2 96 112 planes": lambda: conv(112, 96, 96, 3, 2, 96, planes=True),
+    "depthwise 5x5 96 56 planes": lambda: conv(56, 96, 96, 5, 1, 96, planes=True),
     "attention 12x128x32 (MiniLM)": lambda: attention(12, 128, 32),
     "attention 12x384x64 (BERT)": lambda: attention(12, 384, 64),
     "attention 12x64x64 causal": lambda: attention(12, 64, 64, causal=True),

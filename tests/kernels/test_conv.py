@@ -97,6 +97,7 @@ CASES = {
     "depthwise, odd": Case(2, (9, 13), 6, 6, 6, (5, 3), (2, 2), (1, 2), (2, 2, 2, 2)),
     "depthwise 1-D": Case(1, (1, 400), 5, 5, 5, (1, 7), pads=(0, 3, 0, 3)),
     "depthwise, window larger than the image": Case(1, (2, 2), 4, 4, 4, (5, 5), pads=(2, 2, 2, 2)),
+    "depthwise, many rows": Case(1, (70, 90), 3, 3, 3, (3, 3), (1, 1), pads=(1, 1, 1, 1)),
     "depthwise, padded behind": Case(1, (16, 16), 4, 4, 4, (3, 3), (2, 2), pads=(0, 0, 1, 1)),
 }
 
@@ -110,11 +111,15 @@ def test_convolution(executor: str, case: str, dynamic: bool) -> None:
 
 @pytest.mark.parametrize("executor", executors())
 @pytest.mark.parametrize(("nchw_in", "nchw_out"), [(True, False), (False, True), (True, True)])
-@pytest.mark.parametrize("case", ["first layer", "groups, dilated", "depthwise, odd", "1x1"])
+@pytest.mark.parametrize(
+    "case",
+    ["first layer", "groups, dilated", "1x1", "depthwise, odd", "depthwise, many rows",
+     "depthwise, window larger than the image", "depthwise 1-D", "one channel", "no batch"],
+)  # fmt: skip
 def test_channels_first_at_the_graph_edge(
     executor: str, case: str, nchw_in: bool, nchw_out: bool
 ) -> None:
-    check_case(executor, CASES[case], 0, nchw_in=nchw_in, nchw_out=nchw_out)
+    check_case(executor, CASES[case], nchw_in=nchw_in, nchw_out=nchw_out)
 
 
 @pytest.mark.parametrize("executor", executors())
@@ -150,6 +155,7 @@ pair = st.tuples(st.integers(1, 4), st.integers(1, 4))
     dilation=pair,
     pads=st.tuples(*[st.integers(0, 3)] * 4),
     dynamic=st.booleans(),
+    nchw=st.tuples(st.booleans(), st.booleans()),
     pick=st.integers(0, 11),
 )
 def test_any_shape(
@@ -163,6 +169,7 @@ def test_any_shape(
     dilation: tuple[int, int],
     pads: tuple[int, int, int, int],
     dynamic: bool,
+    nchw: tuple[bool, bool],
     pick: int,
 ) -> None:
     cin, cout = (channels[0] * groups, channels[1] * groups)
@@ -170,4 +177,4 @@ def test_any_shape(
         groups = cout = cin
     case = Case(1, size, cin, cout, groups, kernel, stride, dilation, pads)
     assume(all(size[i] + pads[i] + pads[i + 2] >= case.reach(i) for i in range(2)))
-    check_case(executor, case, pick, dynamic=dynamic)
+    check_case(executor, case, pick, dynamic=dynamic, nchw_in=nchw[0], nchw_out=nchw[1])
