@@ -48,6 +48,11 @@ export class Tensor {
   readonly dims: readonly number[];
   /** Number of elements. */
   readonly size: number;
+  /**
+   * Leave the memory to later outputs; `data` is empty afterwards. Worth calling on large outputs
+   * that are no longer needed: fresh memory can take longer than the copy into it.
+   */
+  dispose(): void;
 }
 
 export type ExecutionProvider = "webgpu" | "wasm";

@@ -89,6 +89,29 @@ export class Tensor {
   get size() {
     return this.data.length;
   }
+
+  /** Leave the memory to later outputs; `data` is empty afterwards. Whoever drops a large output
+   * for the next one saves the time that fresh memory takes, which can be most of a run's. */
+  dispose() {
+    const { buffer, byteLength } = this.data;
+    const whole = byteLength && byteLength === buffer.byteLength && buffer instanceof ArrayBuffer;
+    if (!whole || !("transfer" in buffer)) return;
+    const kept = pool.get(byteLength) ?? [];
+    if (kept.length >= KEPT) return;
+    if (pool.size >= LENGTHS) pool.clear();
+    pool.set(byteLength, [...kept, /** @type {any} */ (buffer).transfer()]);
+  }
+}
+
+/** Memory of disposed tensors by length in bytes. @type {Map<number, ArrayBuffer[]>} */
+const pool = new Map();
+const KEPT = 4; // of each length
+const LENGTHS = 8;
+
+/** Memory for an output; what it holds is left over. @param {number} bytes */
+export function memory(bytes) {
+  const kept = pool.get(bytes)?.pop();
+  return kept ?? new ArrayBuffer(bytes);
 }
 
 /**

@@ -6,6 +6,7 @@ import { align, evaluate } from "./dims.js";
 import { DeviceError } from "./errors.js";
 import { relaxedSimd, simd, threadsMissing } from "./features.js";
 import { frame, outputBytes, trialFrames } from "./shapes.js";
+import { memory as outputMemory } from "./tensor.js";
 
 /** @typedef {import("./bundle.js").Bundle} Bundle */
 /** @typedef {import("./bundle.js").Manifest} Manifest */
@@ -381,7 +382,7 @@ export class WasmHost {
     trials.took(performance.now() - start);
     return reads.map(([address, bytes]) => {
       // A copy, and not a shared one: callers keep it, and most APIs refuse shared memory.
-      const copy = new Uint8Array(bytes);
+      const copy = new Uint8Array(outputMemory(bytes));
       copy.set(new Uint8Array(memory.buffer, address, bytes));
       return copy.buffer;
     });

@@ -62,7 +62,8 @@ def test_answers(open_page: OpenPage, executor: str) -> None:
 
 
 def test_changing_shapes(open_page: OpenPage, executor: str) -> None:
-    """200 runs over a few dozen shapes, smaller and larger, empty and past any warm-up."""
+    """200 runs over a few dozen shapes, smaller and larger, empty and past any warm-up; the memory
+    of some outputs serves later ones."""
     page = start(open_page, executor)
     wrong = run(
         page,
@@ -74,6 +75,9 @@ def test_changing_shapes(open_page: OpenPage, executor: str) -> None:
           const good = y.size === n && Number(k_out.data[0]) === i &&
             y.data.every((v, j) => v === 2 * x[j] + (j % 300) * 0.5 + 100);
           if (!good) wrong.push([i, n]);
+          const kept = y.data;
+          if (i % 3) y.dispose();
+          if (kept.length !== (i % 3 ? 0 : n)) wrong.push(["disposed", i, n, kept.length]);
         }
         return wrong;""",
     )
