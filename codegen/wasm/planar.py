@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..caps import WasmCaps
-from ..dims import Dim, align, ceildiv, dim_min
+from ..dims import Dim, align, dim_min
 from ..spec import Conv, Storage
 from .asm import I32, V128, Function, IntLike, Local, Module, affine, imax, imin
 from .kernel import WasmKernel
@@ -106,7 +106,7 @@ class _Emitter:
     # -- the tile ----------------------------------------------------------------------------------
 
     def _tile(self, rows: int) -> Function:
-        """(frame, patch from the tile's first row, weights, dump, b, channel, y): a row of tiles."""
+        """(frame, patch from the first row on, weights, dump, b, channel, y): one row of tiles."""
         spec = self.spec
         f = self.module.function(f"planar_{rows}x{self.wide}", Frame.types(spec, 6))
         frame, (patch, weights, dump, image, channel, y) = Frame.inner(spec, f)
