@@ -18,6 +18,39 @@ class WgslCaps:
     subgroup_size: tuple[int, int] | None = None  # (min, max); None: no subgroups
     f16: bool = False
     emulated: bool = False  # shaders run on the CPU: there, compiling them is what takes long
+    matrix: bool = False  # what `MATRIX` names: f16 products of a whole subgroup, 16 x 16 x 16
+    fill: int = 96  # workgroups of 128 to 256 threads that keep all of the device busy
+
+
+MATRIX = (
+    "shader-f16",
+    "subgroups-of-32",
+    "chromium-experimental-subgroup-matrix",
+    "matrix-f16-f32-16x16x16",
+)
+"""What a device offers on which a subgroup multiplies 16 x 16 f16 matrices into f32 ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class WgslVariant:
+    """Shaders for the devices that offer all of `needs`.
+
+    What a device offers is names: its WebGPU features; "emulated" where shaders run on the CPU;
+    "subgroups-of-32" where every subgroup has that size; and "matrix-A-R-MxNxK" for each
+    subgroup matrix configuration, A and R being the operands' and the result's types.
+    """
+
+    name: str
+    caps: WgslCaps
+    needs: tuple[str, ...] = ()
+
+
+WGSL_VARIANTS = (
+    WgslVariant("emulated", WgslCaps(emulated=True), ("emulated",)),
+    WgslVariant("matrix", WgslCaps(subgroup_size=(32, 32), f16=True, matrix=True), MATRIX),
+    WgslVariant("default", WgslCaps()),
+)
+"""A device takes the first whose needs it meets; the last runs on every WebGPU device."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,12 @@ Knobs are the default's, or the winner's where a tuning record speaks of the ker
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .codegen import wasm, wgsl
-from .codegen.caps import WasmCaps, WgslCaps
+from .codegen.caps import WGSL_VARIANTS, WasmCaps
 from .codegen.dims import Dim, dim_max
 from .codegen.spec import KernelSpec, family
 from .codegen.wasm.abi import weights_base
@@ -74,23 +74,30 @@ def tuned_kernels(plan: Plan, winners: Winners) -> dict[str, int]:
     return {target: count for target, count in sorted(found.items()) if count}
 
 
-WGSL_VARIANTS: tuple[tuple[str, WgslCaps], ...] = (
-    ("default", WgslCaps()),
-    ("emulated", WgslCaps(emulated=True)),
-)
-"""All legal on every WebGPU device; "emulated" is for adapters that run shaders on the CPU."""
-
-
 def wgsl_kernels(
     plan: Plan, winners: Winners = NO_WINNERS, variant: str = "default"
 ) -> list[WgslKernel]:
-    """One kernel per spec."""
-    caps = dict(WGSL_VARIANTS)[variant]
+    """One kernel per spec, in one of `WGSL_VARIANTS`."""
+    (caps,) = (v.caps for v in WGSL_VARIANTS if v.name == variant)
     target = wgsl_target_name(caps.emulated)
     return [
         wgsl.render(spec, _choose(wgsl.space(spec, caps), spec, target, "WebGPU", winners))
         for spec in plan.kernels
     ]
+
+
+def wgsl_variants(plan: Plan, winners: Winners = NO_WINNERS) -> dict[str, list[WgslKernel]]:
+    """The kernels of every variant that differs from the last, which is always there."""
+    made = {v.name: wgsl_kernels(plan, winners, v.name) for v in WGSL_VARIANTS}
+    last = WGSL_VARIANTS[-1].name
+    return {
+        name: kernels for name, kernels in made.items() if name == last or kernels != made[last]
+    }
+
+
+def choose_variant(variants: Iterable[tuple[str, Sequence[str]]], offers: Collection[str]) -> str:
+    """The first of (name, needs) whose needs a device meets that offers these."""
+    return next(name for name, needs in variants if set(needs) <= set(offers))
 
 
 def wasm_code(

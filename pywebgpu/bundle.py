@@ -21,8 +21,9 @@ from typing import Any
 
 import jsonschema
 
-from .build import WASM_VARIANTS, WGSL_VARIANTS, WasmCode
+from .build import WASM_VARIANTS, WasmCode
 from .codegen import GENERATOR_VERSION
+from .codegen.caps import WGSL_VARIANTS
 from .codegen.codec import spec_from_json, spec_to_json
 from .codegen.dims import dim_from_json, dim_json
 from .codegen.spec import Storage
@@ -141,6 +142,7 @@ def _write_files(
 
     for variant, binary in wasm.modules.items():
         write(wasm_file(variant), binary)
+    needs = {v.name: list(v.needs) for v in WGSL_VARIANTS}
     gpu_variants = []
     for variant, variant_kernels in wgsl.items():
         codes, kernels = _wgsl_section(variant_kernels)
@@ -149,7 +151,7 @@ def _write_files(
             {
                 "name": variant,
                 "file": wgsl_file(variant),
-                "emulated": dict(WGSL_VARIANTS)[variant].emulated,
+                "needs": needs[variant],
                 "kernels": kernels,
             }
         )
@@ -448,10 +450,14 @@ class Bundle:
             dim_from_json(section["scratch_per_thread"]),
         )
 
+    def wgsl_variants(self) -> list[tuple[str, list[str]]]:
+        """(name, needs) of each variant, the preferred first."""
+        return [(v["name"], v["needs"]) for v in self.manifest["webgpu"]["variants"]]
+
     def wgsl_kernels(self, variant: str = "default") -> list[WgslKernel]:
-        """A variant's kernels in the plan's order; the first variant's where it is missing."""
+        """A variant's kernels in the plan's order; the last variant's where it is missing."""
         variants = self.manifest["webgpu"]["variants"]
-        section = next((v for v in variants if v["name"] == variant), variants[0])
+        section = next((v for v in variants if v["name"] == variant), variants[-1])
         codes = json.loads(self.file(section["file"]))
         return [
             WgslKernel(

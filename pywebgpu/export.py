@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .build import NO_WINNERS, WASM_VARIANTS, WGSL_VARIANTS, tuned_kernels, wasm_code, wgsl_kernels
+from .build import NO_WINNERS, WASM_VARIANTS, tuned_kernels, wasm_code, wgsl_variants
 from .bundle import wgsl_file, write_bundle
 from .compile import compile_model
 from .console import human_bytes
@@ -85,7 +85,7 @@ def export(
     compiled = compile_model(model, values=values, half=dtype == "f16")
     plan = compiled.plan
     say("generating WGSL", 1, stages)
-    wgsl = {name: wgsl_kernels(plan, winners, name) for name, _ in WGSL_VARIANTS}
+    wgsl = wgsl_variants(plan, winners)
     done = iter(range(2, stages))
     wasm = wasm_code(
         plan,

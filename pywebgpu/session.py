@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from .build import NO_WINNERS, WasmCode, wasm_code, wgsl_kernels
+from .build import NO_WINNERS, WasmCode, choose_variant, wasm_code, wgsl_kernels
 from .bundle import Bundle
+from .codegen.caps import WGSL_VARIANTS
 from .codegen.dims import dim_str
 from .codegen.wgsl.kernel import WgslKernel
 from .compile import Compiled
@@ -67,6 +68,12 @@ class _Code:
         if isinstance(self.source, Bundle) and not self.winners.records:
             return self.source.wgsl_kernels(variant)
         return wgsl_kernels(self.plan, self.winners, variant)
+
+    def variants(self) -> list[tuple[str, Sequence[str]]]:
+        """(name, needs) of the WGSL variants, the preferred first."""
+        if isinstance(self.source, Bundle) and not self.winners.records:
+            return [*self.source.wgsl_variants()]
+        return [(v.name, v.needs) for v in WGSL_VARIANTS]
 
     def wasm(self, variant: str) -> WasmCode:
         if isinstance(self.source, Bundle) and not self.winners.records:
@@ -160,7 +167,7 @@ class InferenceSession:
             name=adapter if isinstance(adapter, str) else None,
             index=adapter if isinstance(adapter, int) else None,
         )
-        kernels = code.wgsl("emulated" if gpu.emulated else "default")
+        kernels = code.wgsl(choose_variant(code.variants(), gpu.offers()))
         return WgpuExecutor(code.plan, kernels, code.weights(), gpu=gpu)
 
     @property

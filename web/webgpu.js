@@ -32,6 +32,22 @@ const SMALLEST = 16; // bytes of a buffer that holds nothing: a binding must not
 const FRAMES = 16; // sets of shapes that are kept prepared
 const STAGING = 4; // read-back buffers that are kept
 
+/**
+ * Names that variants may need, as `WgslVariant` in codegen/caps.py has them.
+ * @param {GPUDevice | GPUAdapter | null | undefined} source
+ */
+function offers(source) {
+  const found = new Set(/** @type {Iterable<string>} */ (source?.features ?? []));
+  const info = /** @type {any} */ (source && "info" in source ? source.info : source?.adapterInfo);
+  if (!info) return found;
+  if (info.isFallbackAdapter) found.add("emulated");
+  if (info.subgroupMinSize === 32 && info.subgroupMaxSize === 32) found.add("subgroups-of-32");
+  for (const { componentType, resultComponentType, M, N, K } of info.subgroupMatrixConfigs ?? []) {
+    found.add(`matrix-${componentType}-${resultComponentType}-${M}x${N}x${K}`);
+  }
+  return found;
+}
+
 export class GpuHost {
   provider = "webgpu";
   threads = 0;
@@ -89,13 +105,13 @@ export class GpuHost {
   }
 
   /**
-   * An adapter that runs shaders on the CPU takes seconds to compile what a GPU likes best.
+   * The first variant whose needs the device meets.
    * @param {Manifest} manifest
    */
   async #choose({ webgpu: { variants } }) {
-    const info = this.given ? this.given.adapterInfo : (await this.adapter)?.info;
-    const emulated = info?.isFallbackAdapter ?? false;
-    return variants.find((variant) => variant.emulated === emulated) ?? variants[0];
+    const offered = offers(this.given ?? (await this.adapter));
+    const met = variants.find(({ needs }) => needs.every((name) => offered.has(name)));
+    return met ?? variants[variants.length - 1];
   }
 
   /** @param {GpuKernel[]} kernels */

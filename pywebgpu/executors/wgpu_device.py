@@ -161,6 +161,15 @@ class Gpu:
             f16="shader-f16" in self.features,
         )
 
+    def offers(self) -> frozenset[str]:
+        """Names that shader variants may need: see `codegen.caps.WgslVariant`."""
+        found = set(self.features)
+        if self.emulated:
+            found.add("emulated")
+        if self._subgroup_size == (32, 32):
+            found.add("subgroups-of-32")
+        return frozenset(found)
+
     # ---- buffers -----------------------------------------------------------------------------
 
     def buffer(self, size: int, what: str = "buffer", poison: bool = False) -> Any:

@@ -194,7 +194,7 @@ def write(folder: Path, **changes: Any) -> Path:
                 {
                     "name": "default",
                     "file": "kernels.default.wgsl.json",
-                    "emulated": False,
+                    "needs": [],
                     "kernels": _GPU_KERNELS,
                 }
             ]

@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 from pywebgpu.codegen import wasm, wgsl
-from pywebgpu.codegen.caps import WasmCaps, WgslCaps
+from pywebgpu.codegen.caps import WGSL_VARIANTS, WasmCaps
 from pywebgpu.codegen.codec import spec_from_json
 from pywebgpu.codegen.dims import dim_from_json
 from pywebgpu.codegen.wasm.asm import Module, Target
@@ -25,7 +25,7 @@ def regenerate(manifest_text: str, specs_text: str) -> dict[str, str]:
     made: dict[str, bytes] = {}
 
     for variant in manifest["webgpu"]["variants"]:
-        caps = WgslCaps(emulated=variant["emulated"])
+        (caps,) = (v.caps for v in WGSL_VARIANTS if v.name == variant["name"])
         codes: dict[str, None] = {}
         for spec in specs:
             for dispatch in wgsl.render(spec, wgsl.space(spec, caps)[0]).passes:
