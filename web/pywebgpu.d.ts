@@ -55,6 +55,53 @@ export class Tensor {
   dispose(): void;
 }
 
+/** How elements lie in a GPU buffer. */
+export type Storage = "f32" | "i32" | "f16";
+
+/**
+ * A tensor on the GPU. `session.upload` makes inputs, `session.run(feeds, { outputs: "gpu" })` gives
+ * outputs; either can be fed to any session on the same device. Nothing is copied.
+ */
+export class GpuTensor {
+  /**
+   * A tensor in a buffer of the caller's.
+   *
+   * @param device the session's (`session.device`)
+   * @param buffer usage STORAGE | COPY_SRC, its size a multiple of 16 bytes
+   * @param storage how elements lie in it: by default "f32" for floats, "i32" for integers and bool
+   *   (0 or 1), 4 bytes each. Bundles exported with f16 hold floats as "f16"
+   */
+  constructor(
+    device: GPUDevice,
+    buffer: GPUBuffer,
+    type: DataType,
+    dims: readonly number[],
+    storage?: Storage,
+  );
+  readonly device: GPUDevice;
+  readonly buffer: GPUBuffer;
+  readonly type: DataType;
+  readonly dims: readonly number[];
+  readonly storage: Storage;
+  /** Number of elements. */
+  readonly size: number;
+  /** The elements, as `Tensor.data` has them, once the runs that compute them are done. */
+  data(): Promise<any>;
+  /** Free the memory. Runs that were started before are not affected. */
+  dispose(): void;
+}
+
+export interface Profile {
+  /** A run's steps, each alone on the device. */
+  steps: { label: string; ms: number }[];
+  /** All of them in a row on the device. */
+  deviceMs: number;
+  /** Encoding and submitting a run in JavaScript. */
+  hostMs: number;
+  /** Kernel launches of a run. */
+  dispatches: number;
+}
+
 export type ExecutionProvider = "webgpu" | "wasm";
 
 export interface Progress {
@@ -113,13 +160,25 @@ export class InferenceSession {
   static create(url: string | URL, options?: SessionOptions): Promise<InferenceSession>;
   /**
    * The outputs by name. After a GPU device was lost, the session opens another one and repeats
-   * the run, once. Rejects with InputError or DeviceError; after a DeviceError of the wasm
-   * provider the session is of no more use.
+   * the run, once, unless an input lay on that device. Rejects with InputError or DeviceError;
+   * after a DeviceError of the wasm provider the session is of no more use.
+   *
+   * With `outputs: "gpu"` (WebGPU only) the outputs stay there, and the promise resolves as soon as
+   * the work is submitted.
    */
-  run(
-    feeds: Record<string, Tensor>,
-    options?: { signal?: AbortSignal },
-  ): Promise<Record<string, Tensor>>;
+  run<Where extends "js" | "gpu" = "js">(
+    feeds: Record<string, Tensor | GpuTensor>,
+    options?: { signal?: AbortSignal; outputs?: Where },
+  ): Promise<Record<string, Where extends "gpu" ? GpuTensor : Tensor>>;
+  /** Feeds as tensors on the GPU, to be fed again and again. WebGPU only. */
+  upload<Feeds extends Record<string, Tensor>>(
+    feeds: Feeds,
+  ): { [name in keyof Feeds]: GpuTensor };
+  /** Where a run's time goes on the GPU, by timestamps. WebGPU only. */
+  profile(
+    feeds: Record<string, Tensor | GpuTensor>,
+    options?: { repeats?: number },
+  ): Promise<Profile>;
   /** Free workers, memory and the GPU device; later runs reject. */
   release(): void;
   readonly inputNames: string[];

@@ -6,6 +6,7 @@
 
 export { clearCache } from "./bundle.js";
 export { BundleError, DeviceError, InputError, PywebgpuError } from "./errors.js";
+export { GpuTensor } from "./gpu-tensor.js";
 export { InferenceSession } from "./session.js";
 export { Tensor } from "./tensor.js";
 
@@ -13,6 +14,9 @@ export { Tensor } from "./tensor.js";
 // instead of finding out file by file.
 import "./dims.js";
 import "./features.js";
+import "./gpu-frame.js";
+import "./gpu-memory.js";
+import "./gpu-profile.js";
 import "./schema.js";
 import "./shapes.js";
 import "./wasm.js";

@@ -3,6 +3,8 @@
 import { Bundle } from "./bundle.js";
 import { evaluate } from "./dims.js";
 import { DeviceError, InputError } from "./errors.js";
+import { GpuMemory } from "./gpu-memory.js";
+import { GpuTensor } from "./gpu-tensor.js";
 import { bind, frame, keyOf, outputBytes, text, trialFrames } from "./shapes.js";
 import { pack, unpack, zeros } from "./tensor.js";
 import { WasmHost } from "./wasm.js";
@@ -14,6 +16,7 @@ import { GpuHost } from "./webgpu.js";
 /** @typedef {import("./bundle.js").Unavailable} Unavailable */
 /** @typedef {import("./shapes.js").Frame} Frame */
 /** @typedef {import("./tensor.js").Tensor} Tensor */
+/** @typedef {import("./wasm.js").Packed} Packed */
 
 /**
  * @typedef {object} Options
@@ -131,13 +134,89 @@ export class InferenceSession {
     while (performance.now() - start < REHEARSAL_MS) await this.run(feeds);
   }
 
-  /** @param {Record<string, Tensor>} feeds */
+  /** @param {Record<string, Tensor | GpuTensor>} feeds */
   #prepare(feeds) {
     const run = this.#frame(feeds);
-    const inputs = this.#bundle.manifest.inputs.map((port) =>
-      pack(feeds[port.name], port.storage, `input "${port.name}"`),
-    );
+    const inputs = this.#bundle.manifest.inputs.map((port) => {
+      const feed = feeds[port.name];
+      if (feed instanceof GpuTensor) return this.#resident(feed, port);
+      return pack(feed, port.storage, `input "${port.name}"`);
+    });
     return { run, inputs };
+  }
+
+  /**
+   * @param {GpuTensor} tensor
+   * @param {Port} port
+   */
+  #resident(tensor, port) {
+    const where = `input "${port.name}"`;
+    tensor.check(where);
+    if (!this.device || tensor.device !== this.device) {
+      throw new InputError("the tensor lies on another device than the session's", {
+        where,
+        got: this.device ? "a tensor of another or a lost device" : `a session on ${this.provider}`,
+        remedy: "Make it with this session's upload(), or feed a Tensor with its data().",
+      });
+    }
+    if (tensor.storage !== port.storage) {
+      throw new InputError("the tensor's elements lie otherwise than this bundle reads them", {
+        where,
+        got: tensor.storage,
+        expected: port.storage,
+        remedy: "Make it with this session's upload().",
+      });
+    }
+    return tensor.buffer;
+  }
+
+  /**
+   * The feeds as tensors on the GPU, for runs that are to take them from there.
+   * @template {Record<string, Tensor>} Feeds
+   * @param {Feeds} feeds any of the model's inputs
+   * @returns {{[name in keyof Feeds]: GpuTensor}}
+   */
+  upload(feeds) {
+    const device = this.#gpu("upload");
+    const memory = GpuMemory.of(device);
+    const ports = new Map(this.#bundle.manifest.inputs.map((port) => [port.name, port]));
+    const made = Object.entries(feeds).map(([name, tensor]) => {
+      const port = ports.get(name);
+      if (!port) {
+        const expected = this.inputNames.join(", ");
+        throw new InputError("the model has no such input", { where: "upload", got: name, expected });
+      }
+      const data = pack(tensor, port.storage, `input "${name}"`);
+      const buffer = memory.take(data.byteLength);
+      if (data.byteLength) memory.write(buffer, data);
+      return [name, new GpuTensor(device, buffer, tensor.type, tensor.dims, port.storage, true)];
+    });
+    return Object.fromEntries(made);
+  }
+
+  /** @param {string} where for messages */
+  #gpu(where) {
+    if (this.device) return this.device;
+    throw new InputError("the session does not run on a GPU", {
+      where,
+      got: this.provider,
+      expected: "webgpu",
+      remedy: "Create the session with executionProviders: [\"webgpu\"].",
+    });
+  }
+
+  /**
+   * Where a run's time goes on the GPU, in milliseconds.
+   * @param {Record<string, Tensor | GpuTensor>} feeds
+   * @param {{repeats?: number}} [options] each step is repeated to be longer than a clock's tick
+   */
+  async profile(feeds, { repeats = 20 } = {}) {
+    this.#gpu("profile");
+    const host = /** @type {GpuHost} */ (this.#host);
+    const { run, inputs } = this.#prepare(feeds);
+    const { stepMs, ...rest } = await host.profile(run, inputs, repeats);
+    const { steps } = this.#bundle.manifest;
+    return { ...rest, steps: [...stepMs].map(([i, ms]) => ({ label: steps[i].label, ms })) };
   }
 
   /**
@@ -156,30 +235,53 @@ export class InferenceSession {
 
   /**
    * The model's outputs for these inputs. After a GPU device was lost the session opens another
-   * one, loads the bundle again (from the cache where there is one) and repeats the run, once.
-   * @param {Record<string, Tensor>} feeds
-   * @param {{signal?: AbortSignal}} [options] the signal rejects the promise; work that has begun
-   *   is finished in the background
-   * @returns {Promise<Record<string, Tensor>>}
+   * one, loads the bundle again (from the cache where there is one) and repeats the run, once:
+   * not where an input lay on that device.
+   * @template {"js" | "gpu"} [Where="js"]
+   * @param {Record<string, Tensor | GpuTensor>} feeds
+   * @param {{signal?: AbortSignal, outputs?: Where}} [options] the signal rejects the promise; work
+   *   that has begun is finished in the background. With outputs "gpu" the promise resolves as
+   *   soon as the work is submitted
+   * @returns {Promise<Record<string, Where extends "gpu" ? GpuTensor : Tensor>>}
    */
-  async run(feeds, { signal } = {}) {
+  async run(feeds, { signal, outputs } = {}) {
     signal?.throwIfAborted();
     const { run, inputs } = this.#prepare(feeds);
-    return this.#results(run, await abortable(this.#play(run, inputs), signal));
+    if (outputs !== "gpu") {
+      const bytes = await abortable(this.#play(run, inputs, false), signal);
+      return /** @type {any} */ (this.#results(run, bytes));
+    }
+    this.#gpu("run with outputs on the GPU");
+    const buffers = await abortable(this.#play(run, inputs, true), signal);
+    const device = this.#gpu("run with outputs on the GPU"); // a new one after a loss
+    const made = this.#bundle.manifest.outputs.map(({ name, dtype, storage }, i) => [
+      name,
+      new GpuTensor(device, buffers[i], dtype, run.shapes[i], storage, true),
+    ]);
+    return Object.fromEntries(made);
   }
 
   /**
+   * @template {boolean} Stay
    * @param {Frame} run
-   * @param {import("./wasm.js").Packed[]} inputs
+   * @param {(Packed | GPUBuffer)[]} inputs
+   * @param {Stay} stay
+   * @returns {Promise<Stay extends true ? GPUBuffer[] : ArrayBuffer[]>}
    */
-  async #play(run, inputs) {
+  async #play(run, inputs, stay) {
+    const play = () => {
+      const host = this.#host;
+      if (host instanceof GpuHost) return host.run(run, inputs, stay);
+      return /** @type {Promise<any>} */ (host.run(run, /** @type {Packed[]} */ (inputs)));
+    };
     try {
-      return await this.#host.run(run, inputs);
+      return await play();
     } catch (error) {
       if (this.#released || !this.#isLost()) throw error;
       this.#rebuilding ??= this.#rebuild().finally(() => (this.#rebuilding = null));
       await this.#rebuilding;
-      return this.#host.run(run, inputs);
+      if (inputs.some((input) => !ArrayBuffer.isView(input))) throw error;
+      return play();
     }
   }
 
@@ -203,7 +305,7 @@ export class InferenceSession {
     if (this.#released) host.release();
   }
 
-  /** @param {Record<string, Tensor>} feeds */
+  /** @param {Record<string, Tensor | GpuTensor>} feeds */
   #frame(feeds) {
     const { manifest } = this.#bundle;
     const sizes = bind(manifest, feeds);

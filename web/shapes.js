@@ -3,6 +3,7 @@
 
 import { evaluate, product } from "./dims.js";
 import { InputError } from "./errors.js";
+import { GpuTensor } from "./gpu-tensor.js";
 import { ELEMENT_BYTES, Tensor } from "./tensor.js";
 
 /** @typedef {import("./dims.js").Dim} Dim */
@@ -23,7 +24,7 @@ import { ELEMENT_BYTES, Tensor } from "./tensor.js";
 /**
  * What the symbols stand for, given these feeds.
  * @param {Manifest} manifest
- * @param {Record<string, Tensor>} feeds
+ * @param {Record<string, Tensor | GpuTensor>} feeds
  * @returns {Sizes}
  */
 export function bind(manifest, feeds) {
@@ -72,12 +73,12 @@ export function bind(manifest, feeds) {
 
 /**
  * @param {Port} port
- * @param {Tensor | undefined} tensor
+ * @param {Tensor | GpuTensor | undefined} tensor
  */
 function checked(port, tensor) {
   const where = `input "${port.name}"`;
   const wanted = `${port.dtype}[${port.shape.map(text).join(", ")}]`;
-  if (!(tensor instanceof Tensor)) {
+  if (!(tensor instanceof Tensor || tensor instanceof GpuTensor)) {
     throw new InputError(tensor === undefined ? "missing" : "not a Tensor", {
       where,
       got: tensor === undefined ? undefined : typeof tensor,

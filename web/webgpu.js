@@ -3,6 +3,9 @@
 
 import { align, evaluate } from "./dims.js";
 import { DeviceError } from "./errors.js";
+import { GpuFrame, callsOf, encode } from "./gpu-frame.js";
+import { GpuMemory, padded } from "./gpu-memory.js";
+import { timePasses } from "./gpu-profile.js";
 import { outputBytes, trialFrames } from "./shapes.js";
 
 /** @typedef {import("./bundle.js").Bundle} Bundle */
@@ -10,9 +13,7 @@ import { outputBytes, trialFrames } from "./shapes.js";
 /** @typedef {import("./bundle.js").GpuKernel} GpuKernel */
 /** @typedef {import("./shapes.js").Frame} Frame */
 /** @typedef {import("./wasm.js").Packed} Packed */
-
-/** @typedef {{pipeline: GPUComputePipeline, group: GPUBindGroup, grid: number[]}} Dispatch */
-/** @typedef {{dispatches: Dispatch[], args: GPUBuffer | null}} Prepared */
+/** @typedef {import("./gpu-frame.js").Dispatch} Dispatch */
 
 // Raised to what the adapter has: kernels are exported for the guaranteed minimum, but long
 // sequences need large bindings, and tuned kernels may use more of the rest.
@@ -27,10 +28,7 @@ const RAISED = /** @type {const} */ ([
   "maxComputeWorkgroupSizeZ",
 ]);
 
-const UNIFORM_ALIGN = 256; // the largest alignment that a device may ask for
-const SMALLEST = 16; // bytes of a buffer that holds nothing: a binding must not be empty
 const FRAMES = 16; // sets of shapes that are kept prepared
-const STAGING = 4; // read-back buffers that are kept
 
 /**
  * Names that variants may need, as `WgslVariant` in codegen/caps.py has them.
@@ -76,9 +74,11 @@ export class GpuHost {
     this.slots = [];
     /** @type {GPUBuffer[]} */
     this.scratch = [];
-    /** @type {GPUBuffer[]} */
-    this.staging = [];
-    /** @type {Map<string, Prepared>} */
+    /** @type {GPUComputePipeline[]} */
+    this.pipelines = [];
+    /** Buffer by offset: plans may name one weight twice. @type {Map<number, GPUBuffer>} */
+    this.weights = new Map();
+    /** @type {Map<string, GpuFrame>} */
     this.frames = new Map();
   }
 
@@ -121,6 +121,7 @@ export class GpuHost {
     const missing = features.filter((name) => !device.features.has(name));
     if (missing.length) throw lacks(missing);
     this.gpuDevice = device;
+    this.memory = GpuMemory.of(device);
     const { vendor, architecture, description } = device.adapterInfo ?? {};
     this.device = [vendor, architecture, description].filter(Boolean).join(" ") || "WebGPU";
     device.lost.then(({ reason, message }) => {
@@ -154,10 +155,11 @@ export class GpuHost {
     }
     const missing = features.filter((name) => !adapter.features.has(name));
     if (missing.length) throw lacks(missing);
+    const timed = adapter.features.has("timestamp-query") ? ["timestamp-query"] : [];  // profiles
     const requiredLimits = Object.fromEntries(RAISED.map((name) => [name, adapter.limits[name]]));
     try {
       return await adapter.requestDevice({
-        requiredFeatures: /** @type {GPUFeatureName[]} */ (features),
+        requiredFeatures: /** @type {GPUFeatureName[]} */ ([...new Set([...features, ...timed])]),
         requiredLimits,
       });
     } catch (cause) {
@@ -210,12 +212,11 @@ export class GpuHost {
     const spans = /** @type {import("./bundle.js").WeightBuffer[]} */ (
       bundle.manifest.buffers.filter((buffer) => "weight" in buffer)
     );
-    /** Buffer by offset: plans may name one weight twice. @type {Map<number, GPUBuffer>} */
-    this.weights = new Map();
-    for (const { weight, bytes } of spans) {
-      if (!this.weights.has(weight)) this.weights.set(weight, this.#buffer(bytes, "a weight"));
-    }
     const { weights } = this;
+    const memory = GpuMemory.of(device);
+    for (const { weight, bytes } of spans) {
+      if (!weights.has(weight)) weights.set(weight, memory.buffer(bytes, "a weight"));
+    }
     await bundle.weights((data, offset) => {
       const end = offset + data.length;
       for (const { weight, bytes } of spans) {
@@ -225,38 +226,21 @@ export class GpuHost {
         const to = Math.min(weight + bytes, end);
         if (from >= to) continue;
         const buffer = /** @type {GPUBuffer} */ (weights.get(weight));
-        write(device, buffer, data.subarray(from - offset, to - offset), from - weight);
+        memory.write(buffer, data.subarray(from - offset, to - offset), from - weight);
       }
     });
   }
 
   /**
-   * @param {number} bytes
-   * @param {string} what for messages
-   */
-  #buffer(bytes, what) {
-    const device = /** @type {GPUDevice} */ (this.gpuDevice);
-    const { maxBufferSize, maxStorageBufferBindingSize } = device.limits;
-    const size = align(Math.max(bytes, SMALLEST), SMALLEST);
-    if (size > maxBufferSize || size > maxStorageBufferBindingSize) {
-      throw new DeviceError(`${what} is larger than this device binds`, {
-        where: "webgpu",
-        got: `${size} bytes`,
-        expected: `at most ${Math.min(maxBufferSize, maxStorageBufferBindingSize)} bytes`,
-        remedy: "Use smaller inputs or the wasm provider.",
-      });
-    }
-    const { STORAGE, COPY_DST, COPY_SRC } = GPUBufferUsage;
-    return device.createBuffer({ size, usage: STORAGE | COPY_DST | COPY_SRC });
-  }
-
-  /**
-   * The outputs' bytes. Several runs may be in flight: the queue keeps them in order.
+   * The outputs' bytes, or the buffers that hold them. Several runs may be in flight: the queue
+   * keeps them in order.
+   * @template {boolean} [Stay=false]
    * @param {Frame} run
-   * @param {Packed[]} inputs
-   * @returns {Promise<ArrayBuffer[]>}
+   * @param {(Packed | GPUBuffer)[]} inputs
+   * @param {Stay} [stay] leave the outputs on the GPU
+   * @returns {Promise<Stay extends true ? GPUBuffer[] : ArrayBuffer[]>}
    */
-  async run(run, inputs) {
+  async run(run, inputs, stay) {
     if (this.dead ?? this.lost) throw this.dead ?? this.lost;
     const device = /** @type {GPUDevice} */ (this.gpuDevice);
     const isNew = !this.frames.has(run.key);
@@ -267,7 +251,7 @@ export class GpuHost {
     let results;
     let checked;
     try {
-      results = this.#submit(device, run, inputs);
+      results = /** @type {Promise<any>} */ (this.#submit(run, inputs, stay ?? false));
     } finally {
       if (isNew) checked = this.#checkScopes(device, run);
       checked?.catch(() => {});
@@ -301,126 +285,105 @@ export class GpuHost {
   }
 
   /**
-   * @param {GPUDevice} device
+   * Inputs that lie on the GPU and outputs that stay there are bound where they are: no copies.
    * @param {Frame} run
-   * @param {Packed[]} inputs
+   * @param {(Packed | GPUBuffer)[]} inputs
+   * @param {boolean} stay
+   * @returns {Promise<ArrayBuffer[] | GPUBuffer[]>}
    */
-  #submit(device, run, inputs) {
-    const manifest = /** @type {Manifest} */ (this.manifest);
-    const { dispatches } = this.#prepare(device, run);
+  #submit(run, inputs, stay) {
+    const { device, memory, manifest } = this.#ready();
+    const frame = this.#prepare(run);
+    /** @type {Map<number, GPUBuffer>} */
+    const bound = new Map();
     manifest.inputs.forEach((port, i) => {
-      if (inputs[i]?.length) write(device, this.#bufferOf(port.buffer), inputs[i], 0);
+      const entry = manifest.buffers[port.buffer];
+      const given = inputs[i];
+      if (given instanceof GPUBuffer) {
+        if ("slot" in entry) bound.set(entry.slot, given);
+      } else if (given?.length) memory.write(this.#bufferOf(port.buffer), given);
+    });
+    const parts = manifest.outputs.map((port, i) => {
+      const entry = manifest.buffers[port.buffer];
+      const bytes = outputBytes(manifest, run, i);
+      if (!stay) return { buffer: this.#bufferOf(port.buffer), bytes, copy: null };
+      const buffer = memory.take(bytes);
+      // An output that is a constant has no slot.
+      if ("slot" in entry) bound.set(entry.slot, buffer);
+      return { buffer, bytes, copy: "slot" in entry ? null : this.#bufferOf(port.buffer) };
     });
     const encoder = device.createCommandEncoder();
     const pass = encoder.beginComputePass();
-    for (const { pipeline, group, grid } of dispatches) {
-      pass.setPipeline(pipeline);
-      pass.setBindGroup(0, group);
-      pass.dispatchWorkgroups(grid[0], grid[1], grid[2]);
-    }
+    encode(pass, frame.dispatches(bound));
     pass.end();
-    const sizes = manifest.outputs.map((_, i) => outputBytes(manifest, run, i));
-    const total = sizes.reduce((sum, bytes) => sum + align(bytes, 8), 0);
-    if (total === 0) {
-      device.queue.submit([encoder.finish()]);
-      return Promise.resolve(sizes.map(() => new ArrayBuffer(0)));
+    if (!stay) return memory.read(encoder, parts);
+    for (const { buffer, bytes, copy } of parts) {
+      if (copy && bytes) encoder.copyBufferToBuffer(copy, 0, buffer, 0, align(bytes, 4));
     }
-    const staging = this.#takeStaging(device, total);
-    let offset = 0;
-    manifest.outputs.forEach((port, i) => {
-      const bytes = align(sizes[i], 4);
-      if (bytes) encoder.copyBufferToBuffer(this.#bufferOf(port.buffer), 0, staging, offset, bytes);
-      offset += align(sizes[i], 8); // mapped ranges begin at multiples of 8
-    });
     device.queue.submit([encoder.finish()]);
-    return this.#readBack(staging, total, sizes);
-  }
-
-  /**
-   * @param {GPUBuffer} staging
-   * @param {number} total
-   * @param {number[]} sizes
-   */
-  async #readBack(staging, total, sizes) {
-    await staging.mapAsync(GPUMapMode.READ, 0, total);
-    const mapped = staging.getMappedRange(0, total);
-    let offset = 0;
-    const results = sizes.map((bytes) => {
-      const copy = mapped.slice(offset, offset + bytes);
-      offset += align(bytes, 8);
-      return copy;
-    });
-    staging.unmap();
-    if (this.staging.length < STAGING) this.staging.push(staging);
-    else staging.destroy();
-    return results;
-  }
-
-  /**
-   * A read-back buffer that no other run is using.
-   * @param {GPUDevice} device
-   * @param {number} bytes
-   */
-  #takeStaging(device, bytes) {
-    const i = this.staging.findIndex((buffer) => buffer.size >= bytes);
-    if (i >= 0) return this.staging.splice(i, 1)[0];
-    const { MAP_READ, COPY_DST } = GPUBufferUsage;
-    return device.createBuffer({ size: align(bytes, 256), usage: MAP_READ | COPY_DST });
+    return Promise.resolve(parts.map(({ buffer }) => buffer));
   }
 
   /** @param {number} number of a buffer of the plan */
   #bufferOf(number) {
     const entry = /** @type {Manifest} */ (this.manifest).buffers[number];
     if ("slot" in entry) return this.slots[entry.slot];
-    return /** @type {GPUBuffer} */ (this.weights?.get(entry.weight));
+    return /** @type {GPUBuffer} */ (this.weights.get(entry.weight));
   }
 
-  /**
-   * @param {GPUDevice} device
-   * @param {Frame} run
-   */
-  #prepare(device, run) {
-    const manifest = /** @type {Manifest} */ (this.manifest);
+  /** What exists once the host is loaded. */
+  #ready() {
+    const device = /** @type {GPUDevice} */ (this.gpuDevice);
+    const memory = /** @type {GpuMemory} */ (this.memory);
+    return { device, memory, manifest: /** @type {Manifest} */ (this.manifest) };
+  }
+
+  /** @param {Frame} run */
+  #prepare(run) {
+    const { device, manifest } = this.#ready();
     const known = this.frames.get(run.key);
     if (known) return known;
-    const calls = manifest.steps.map((step) => {
-      const kernel = this.kernels[step.kernel];
-      const args = step.args.map((dim) => evaluate(dim, run.sizes));
-      return { step, kernel, args, names: new Map(args.map((value, i) => [`a${i}`, value])) };
-    });
-
+    const calls = callsOf(manifest, this.kernels, run);
     this.#grow(this.slots, run.slotBytes, "a tensor");
     for (const { kernel, names } of calls) {
       const sizes = kernel.scratch.map((dim) => evaluate(dim, names));
       this.#grow(this.scratch, sizes, "a kernel's scratch memory");
     }
-    const slices = new Slices();
-    const offsets = calls.map(({ args }) => slices.add(args));
-    const args = slices.upload(device);
-    const dispatches = calls.flatMap(({ step, kernel, args: values, names }, i) =>
-      kernel.passes.map((pass) => {
-        const pipeline = /** @type {GPUComputePipeline[]} */ (this.pipelines)[pass.code];
-        const resource = (/** @type {[string, number]} */ [role, index]) => {
-          if (role === "args") {
-            const size = align(values.length * 4, 16);
-            return { buffer: /** @type {GPUBuffer} */ (args), offset: offsets[i], size };
-          }
-          if (role === "scratch") return { buffer: this.scratch[index] };
-          const number = role === "output" ? step.output : step.operands[index];
-          const size = align(Math.max(run.bufferBytes[number], SMALLEST), SMALLEST);
-          return { buffer: this.#bufferOf(number), size };
-        };
-        const group = device.createBindGroup({
-          layout: pipeline.getBindGroupLayout(0),
-          entries: pass.bindings.map((b, binding) => ({ binding, resource: resource(b) })),
-        });
-        return { pipeline, group, grid: pass.grid.map((dim) => evaluate(dim, names)) };
-      }),
-    );
+    const { slots, scratch, weights, pipelines } = this;
     if (this.frames.size >= FRAMES) this.#forget();
-    const prepared = { dispatches, args };
-    this.frames.set(run.key, prepared);
-    return prepared;
+    const made = new GpuFrame(device, manifest, run, calls, { pipelines, slots, scratch, weights });
+    this.frames.set(run.key, made);
+    return made;
+  }
+
+  /**
+   * Milliseconds of a run: each step alone on the device, all of them in a row on the device, and
+   * encoding and submitting them here.
+   * @param {Frame} run
+   * @param {(Packed | GPUBuffer)[]} inputs
+   * @param {number} repeats
+   */
+  async profile(run, inputs, repeats) {
+    await this.run(run, inputs);
+    const { device } = this.#ready();
+    const dispatches = this.#prepare(run).own;
+    /** @type {Map<number, Dispatch[]>} */
+    const steps = new Map();
+    for (const one of dispatches) steps.set(one.step, [...(steps.get(one.step) ?? []), one]);
+    const times = await timePasses(device, [...steps.values()], repeats);
+    const whole = await timePasses(device, Array(repeats).fill(dispatches), 1);
+    const start = performance.now();
+    for (let i = 0; i < repeats; i++) {
+      const encoder = device.createCommandEncoder();
+      const pass = encoder.beginComputePass();
+      encode(pass, dispatches);
+      pass.end();
+      device.queue.submit([encoder.finish()]);
+    }
+    const hostMs = (performance.now() - start) / repeats;
+    const deviceMs = [...whole].sort((a, b) => a - b)[whole.length >> 1];
+    const stepMs = new Map([...steps.keys()].map((step, i) => [step, times[i]]));
+    return { stepMs, deviceMs, hostMs, dispatches: dispatches.length };
   }
 
   /**
@@ -431,8 +394,8 @@ export class GpuHost {
    */
   #grow(buffers, sizes, what) {
     sizes.forEach((bytes, i) => {
-      if (buffers[i]?.size >= Math.max(bytes, SMALLEST)) return;
-      const larger = this.#buffer(bytes, what);
+      if (buffers[i]?.size >= padded(bytes)) return;
+      const larger = /** @type {GpuMemory} */ (this.memory).buffer(bytes, what);
       buffers[i]?.destroy(); // takes effect after the work that was submitted
       buffers[i] = larger;
       this.#forget();
@@ -440,67 +403,19 @@ export class GpuHost {
   }
 
   #forget() {
-    for (const { args } of this.frames.values()) args?.destroy();
+    for (const made of this.frames.values()) made.release();
     this.frames.clear();
   }
 
   release() {
     this.dead ??= new DeviceError("the session has been released", { where: "webgpu" });
     this.#forget();
-    const weights = [...(this.weights?.values() ?? [])];
-    for (const buffer of [...this.slots, ...this.scratch, ...this.staging, ...weights]) {
-      buffer.destroy();
-    }
+    const weights = this.weights.values();
+    for (const buffer of [...this.slots, ...this.scratch, ...weights]) buffer.destroy();
     if (this.given) return;
+    this.memory?.release();
     this.gpuDevice?.destroy();
   }
-}
-
-/** The arguments of all steps, each in its slice of one uniform buffer; equal ones share a slice. */
-class Slices {
-  constructor() {
-    /** @type {Map<string, {offset: number, args: number[]}>} */
-    this.known = new Map();
-    this.end = 0;
-  }
-
-  /** @param {number[]} args @returns {number} where the slice begins */
-  add(args) {
-    const key = args.join(",");
-    const slice = this.known.get(key) ?? { offset: this.end, args };
-    if (!this.known.has(key)) {
-      this.known.set(key, slice);
-      this.end += align(Math.max(args.length, 1) * 4, UNIFORM_ALIGN);
-    }
-    return slice.offset;
-  }
-
-  /** @param {GPUDevice} device */
-  upload(device) {
-    if (!this.end) return null;
-    const words = new Uint32Array(this.end / 4);
-    for (const { offset, args } of this.known.values()) words.set(args, offset / 4);
-    const { UNIFORM, COPY_DST } = GPUBufferUsage;
-    const buffer = device.createBuffer({ size: this.end, usage: UNIFORM | COPY_DST });
-    device.queue.writeBuffer(buffer, 0, words);
-    return buffer;
-  }
-}
-
-/**
- * @param {GPUDevice} device
- * @param {GPUBuffer} buffer
- * @param {Packed | Uint8Array} data
- * @param {number} offset
- */
-function write(device, buffer, data, offset) {
-  if (data.byteLength % 4) {
-    // Whole words only: an odd number of f16 elements is followed by padding.
-    const padded = new Uint8Array(align(data.byteLength, 4));
-    padded.set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
-    data = padded;
-  }
-  device.queue.writeBuffer(buffer, offset, /** @type {any} */ (data));
 }
 
 /** @param {string[]} features */

@@ -3,8 +3,8 @@
     python -m tests.bench.gpu --json [--part browser|desktop] [--small] [--only CASE]
 
 Browser part: ours and the peers take turns, 20 runs in flight each turn, waiting for the last
-one's output. The peers' inputs lie on the GPU and their outputs stay there; ours come from and go
-to JavaScript. ONNX Runtime runs with graph capture off and on, and the better one counts.
+one's output. Inputs lie on the GPU and outputs stay there, for all. ONNX Runtime runs with graph
+capture off and on, and the better one counts.
 Desktop part: wgpu-py against `onnxruntime-webgpu` where that is installed; arrays in and out.
 """
 
@@ -85,6 +85,7 @@ def _row(case: Case, plain: dict[str, Any], captured: dict[str, Any]) -> dict[st
             row["ours_ms"] = statistics.median(rounds["ours"])
             row["device"] = result["device"]
             row["created_ms"] = result["created"]
+            row.update(result.get("profile") or {})
         for name, times in rounds.items():
             if name != "ours" and "ours" in rounds:
                 row["peers"][name + label] = statistics.median(times)

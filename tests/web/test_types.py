@@ -17,15 +17,16 @@ _CONFORMANCE = """
 import type * as declared from "WEB/pywebgpu.js";
 import * as session from "WEB/session.js";
 import * as tensor from "WEB/tensor.js";
+import * as gpu from "WEB/gpu-tensor.js";
 import * as errors from "WEB/errors.js";
 import { clearCache } from "WEB/bundle.js";
 
 export const create: typeof declared.InferenceSession.create = async (url, options) =>
   session.InferenceSession.create(url, options);
 export const s: Omit<declared.InferenceSession, "run"> = {} as session.InferenceSession;
-export const run: declared.InferenceSession["run"] = (feeds, options) =>
-  ({} as session.InferenceSession).run(feeds, options);
+export const run: declared.InferenceSession["run"] = ({} as session.InferenceSession).run;
 export const t: typeof declared.Tensor = tensor.Tensor;
+export const g: typeof declared.GpuTensor = gpu.GpuTensor;
 export const e: typeof declared.PywebgpuError = errors.PywebgpuError;
 export const b: typeof declared.BundleError = errors.BundleError;
 export const clear: typeof declared.clearCache = clearCache;
@@ -35,6 +36,12 @@ export async function page(device: GPUDevice) {
   const made = await create("x", { executionProviders: ["wasm"], device, threads: 2 });
   const outputs = await made.run({ x: new tensor.Tensor("float32", [1, 2], [2]) });
   const data: Float32Array = outputs["y"].data;
+  const resident = await made.run(made.upload({ x: new tensor.Tensor("float32", [1]) }), {
+    outputs: "gpu",
+  });
+  resident["y"].dispose();
+  // @ts-expect-error outputs in JavaScript have nothing to dispose of
+  outputs["y"].dispose();
   // @ts-expect-error there is no such provider
   await create("x", { executionProviders: ["cuda"] });
   return data;
