@@ -55,12 +55,16 @@ WGSL_VARIANTS = (
 
 @dataclass(frozen=True, slots=True)
 class WasmCaps:
-    """A WebAssembly engine on a machine. SIMD128 is the floor."""
+    """A WebAssembly engine on a machine. SIMD128 is the floor.
+
+    The defaults are for strangers; `codegen.wasm.profile` measures what a machine has.
+    """
 
     relaxed: bool = False  # relaxed-SIMD fused multiply-add
     threads: bool = False  # shared memory and atomics
     simd_registers: int = 16
     l1_bytes: int = 32 << 10
+    l2_bytes: int = 512 << 10
 
 
 @dataclass(frozen=True, slots=True)

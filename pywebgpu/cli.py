@@ -403,6 +403,9 @@ def info(
     path: Annotated[
         Path | None, typer.Argument(help="An ONNX file or a bundle; without one: this machine.")
     ] = None,
+    device: Annotated[
+        bool, typer.Option("--device", help="Measure what WebAssembly can do on this machine.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Describe this machine, an ONNX file or a bundle. Builds nothing.
@@ -410,12 +413,15 @@ def info(
     \b
     Examples:
       pywebgpu info                  versions, GPUs and engines found here
+      pywebgpu info --device         multiply-adds, registers, caches, threads: micro-benchmarks
       pywebgpu info model.onnx       inputs, outputs, operators
       pywebgpu info bundle --json    inputs, outputs, files
     """
-    from .describe import describe, describe_machine
+    from .describe import describe, describe_device, describe_machine
 
-    facts = describe_machine() if path is None else describe(path)
+    if device and path is not None:
+        raise InputError("--device is about this machine", got=path, remedy="Leave the path out.")
+    facts = describe_device() if device else describe_machine() if path is None else describe(path)
     if json:
         print_json(facts)
     else:

@@ -31,6 +31,15 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def describe_device() -> dict[str, Any]:
+    """What WebAssembly can do on this machine, measured now (see `codegen.wasm.profile`)."""
+    if not _wasm()["available"]:
+        raise DeviceError("there is no WebAssembly engine", remedy="pip install wasmtime")
+    from .device_profile import profile_wasmtime
+
+    return {"engine": _wasm()["engine"], **profile_wasmtime().to_json()}
+
+
 def _package_version(name: str) -> str | None:
     try:
         return version(name)

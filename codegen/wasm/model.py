@@ -87,7 +87,7 @@ def assemble(
     params = _params(calls)
     number = {param: i for i, param in enumerate(params)}
     base = abi.weights_base(len(params))
-    barrier = _barrier(module) if target.threads else None
+    barrier = add_barrier(module) if target.threads else None
 
     thread, threads = run.params
     hazards = _Hazards()
@@ -184,7 +184,7 @@ def _scratch(kernel: WasmKernel, args: Sequence[Dim]) -> Dim:
     return substitute(kernel.scratch, {f"a{i}": dim for i, dim in enumerate(args)})
 
 
-def _barrier(module: Module) -> Function:
+def add_barrier(module: Module) -> Function:
     """barrier(threads): returns when all threads have called it.
 
     The last to arrive resets the count and bumps the generation, on which the others first spin

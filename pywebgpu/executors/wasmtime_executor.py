@@ -98,13 +98,13 @@ class WasmtimeExecutor:
         self.device = f"wasmtime on {platform.machine()}, {_count(self.threads, 'thread')}"
         weight_bytes = memoryview(weights).cast("B")
         self._weights_end = module.weights_base + max(plan.weight_bytes, len(weight_bytes))
-        self._memory = _Memory(module.target.threads, self._weights_end)
+        self._memory = Memory(module.target.threads, self._weights_end)
         self._memory.data[module.weights_base : module.weights_base + len(weight_bytes)] = (
             np.frombuffer(weight_bytes, np.uint8)
         )
         try:
             compiled = wasmtime.Module(engine(), module.binary)
-            self._team = _Team([_Worker(compiled, self._memory) for _ in range(self.threads)])
+            self._team = Team([Worker(compiled, self._memory) for _ in range(self.threads)])
         except wasmtime.WasmtimeError as error:
             raise DeviceError(f"the module cannot be loaded: {error}", where="wasmtime") from error
         self._layouts: dict[tuple[int, ...], _Layout] = {}
@@ -136,7 +136,7 @@ class WasmtimeExecutor:
         self._memory.grow_to(layout.scratch + need + abi.READ_SLACK)
         pointers = [self._address(layout, b) for b in (*call.operands, call.output)]
         compiled = wasmtime.Module(engine(), binary)
-        team = _Team([_Worker(compiled, self._memory) for _ in range(self.threads)])
+        team = Team([Worker(compiled, self._memory) for _ in range(self.threads)])
         try:
             return [team.timed("kernel", *pointers, layout.scratch, *args) for _ in range(repeats)]
         finally:
@@ -226,7 +226,7 @@ def _count(n: int, what: str) -> str:
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
-class _Memory:
+class Memory:
     """The module's memory, and `data`: all of it as bytes."""
 
     def __init__(self, shared: bool, size: int) -> None:
@@ -276,10 +276,10 @@ class _Memory:
         )
 
 
-class _Worker:
+class Worker:
     """One thread's instance of a module."""
 
-    def __init__(self, module: wasmtime.Module, memory: _Memory) -> None:
+    def __init__(self, module: wasmtime.Module, memory: Memory) -> None:
         # A memory that is not shared lives in its store, and so must the instance.
         self.store = wasmtime.Store(engine()) if memory.shared else memory.store
         instance = wasmtime.Instance(self.store, module, [memory.memory])
@@ -291,14 +291,14 @@ class _Worker:
         function(self.store, *args)
 
 
-class _Team:
+class Team:
     """Calls a function of the module on all threads at once.
 
     With more than one, all run on threads of the team, so that a trap in one is reported although
     the others wait for it for ever. (They are daemons, and the executor is of no more use.)
     """
 
-    def __init__(self, workers: list[_Worker]) -> None:
+    def __init__(self, workers: list[Worker]) -> None:
         self.workers = workers
         self._results: SimpleQueue[BaseException | None] = SimpleQueue()
         self._tasks: list[SimpleQueue[Callable[[], None] | None]] = []

@@ -9,9 +9,9 @@ from typing import Any
 from playwright.sync_api import sync_playwright
 
 from pywebgpu.serve import SiteServer
-from tests.bench import peak
 from tests.bench.cases import Case
 from tests.bench.folder import BenchFolder
+from tests.bench.profile import profile_page
 from tests.conftest import CHROMIUM, CHROMIUM_ARGS
 
 
@@ -65,6 +65,6 @@ class Stage:
         page = self.browser.new_page()
         try:
             page.goto(self.server.url + "page/bench.html")
-            return peak.measure(page)
+            return profile_page(page).gflops
         finally:
             page.close()

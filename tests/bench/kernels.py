@@ -3,7 +3,7 @@
     python -m tests.bench.kernels [--only TEXT] [--top N] [--seconds S] [--json]
 
 All candidates of a kernel take turns in one page, and so does the register-only ceiling of
-`peak.py`: on a busy machine the fraction of that ceiling says more than the rate. A candidate's
+`codegen.wasm.profile`: on a busy machine the fraction of that ceiling says more than the rate. A candidate's
 output is compared with the first candidate's before its time is believed.
 """
 
@@ -30,8 +30,9 @@ from pywebgpu.codegen.scalar import Op, Scalar
 from pywebgpu.codegen.spec import Attention, Conv, KernelSpec, Matmul, Storage, View
 from pywebgpu.codegen.wasm.asm import Target
 from pywebgpu.codegen.wasm.model import assemble_kernel
+from pywebgpu.codegen.wasm.profile import FMA_FLOPS, PAGES
+from pywebgpu.codegen.wasm.profile import module as profile_module
 from pywebgpu.serve import SiteServer
-from tests.bench import peak
 from tests.conftest import CHROMIUM, CHROMIUM_ARGS
 
 F32 = Storage.F32
@@ -128,7 +129,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "attention 12x1x256x64 decode": lambda: attention(12, 256, 64, 1, True),
 }
 
-_SCRIPT = """async ([codes, peakCode, scratches, elements, output, seconds, peakFlops]) => {
+_SCRIPT = """async ([codes, peakCode, peakPages, scratches, elements, output, seconds, peakFlops]) => {
   const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   const up = (n) => (n + 255) & ~255;
   let end = 4096;
@@ -166,9 +167,9 @@ _SCRIPT = """async ([codes, peakCode, scratches, elements, output, seconds, peak
     }
     rows.push({ kernel, compiled, cold, error, times: [], ramp: [] });
   }
-  const ceilingModule = { env: { memory: new WebAssembly.Memory({ initial: 1 }) } };
+  const ceilingModule = { env: { memory: new WebAssembly.Memory({ initial: peakPages }) } };
   const ceiling = (await WebAssembly.instantiate(bytes(peakCode), ceilingModule))
-    .instance.exports.work;
+    .instance.exports.fma;
   const peaks = [];
   for (const row of rows) { // until optimised
     const until = performance.now() + 150;
@@ -179,12 +180,12 @@ _SCRIPT = """async ([codes, peakCode, scratches, elements, output, seconds, peak
     }
     await new Promise((done) => setTimeout(done, 5));
   }
-  for (let i = 0; i < 20; i++) ceiling(20000);
+  for (let i = 0; i < 20; i++) ceiling(0, 1, 20000);
   await new Promise((done) => setTimeout(done, 30));
   const stop = performance.now() + 1000 * seconds;
   for (let turn = 0; performance.now() < stop || turn < 5; turn++) {
     let t = performance.now();
-    ceiling(100000);
+    ceiling(0, 1, 100000);
     peaks.push(peakFlops * 100000 / (performance.now() - t) / 1e6);
     for (const row of rows) {
       const reps = Math.max(1, Math.ceil(2 / Math.min(...row.ramp.slice(-5))));
@@ -228,8 +229,8 @@ def measure(page: Any, name: str, case: Case, top: int, seconds: float) -> list[
         codes.append(code)
         scratches.append(evaluate(scratch, {}))
     text = [base64.b64encode(code).decode() for code in codes]
-    ceiling = base64.b64encode(peak.module(True)).decode()
-    data = [text, ceiling, scratches, case.elements, case.output, seconds, peak.FLOPS_PER_ITERATION]
+    ceiling = base64.b64encode(profile_module(Target(relaxed=True))).decode()
+    data = [text, ceiling, PAGES, scratches, case.elements, case.output, seconds, FMA_FLOPS]
     result = page.evaluate(_SCRIPT, data)
     rows = []
     for knobs, code, emit_ms, row in zip(candidates, codes, emitted, result["rows"], strict=True):
