@@ -3,8 +3,8 @@
     python -m tests.bench.kernels [--only TEXT] [--top N] [--seconds S] [--json]
 
 All candidates of a kernel take turns in one page, and so does the register-only ceiling of
-`codegen.wasm.profile`: on a busy machine the fraction of that ceiling says more than the rate. A candidate's
-output is compared with the first candidate's before its time is believed.
+`codegen.wasm.profile`: on a busy machine the fraction of that ceiling says more than the rate. A
+candidate's output is compared with the first candidate's before its time is believed.
 """
 
 from __future__ import annotations
@@ -129,7 +129,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "attention 12x1x256x64 decode": lambda: attention(12, 256, 64, 1, True),
 }
 
-_SCRIPT = """async ([codes, peakCode, peakPages, scratches, elements, output, seconds, peakFlops]) => {
+_SCRIPT = """async (given) => {
+  const [codes, peakCode, peakPages, scratches, elements, output, seconds, peakFlops] = given;
   const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   const up = (n) => (n + 255) & ~255;
   let end = 4096;
