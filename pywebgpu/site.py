@@ -250,7 +250,7 @@ def _add_runtime(stage: Path, *, has_python: bool) -> None:
     """Copy web/: the runtime and the pages' scripts; not templates, types and Python."""
     # Everything below py/ is placed by the module that builds the Python side.
     left_out = shutil.ignore_patterns(
-        "pages", "py", "__pycache__", "*.py", "*.d.ts", "vendor", "manifest.schema.json"
+        "pages", "py", "testing", "__pycache__", "*.py", "*.d.ts", "vendor", "manifest.schema.json"
     )
     shutil.copytree(_PACKAGE / "web", stage, ignore=left_out, dirs_exist_ok=True)
     if not has_python:
