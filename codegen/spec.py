@@ -23,20 +23,24 @@ from .scalar import Scalar, Type
 
 
 class Storage(enum.Enum):
-    """How an element lies in a buffer. I64, I32, U8 and BOOL tensors are all stored as I32."""
+    """How an element lies in a buffer. I64, I32, U8 and BOOL tensors are all stored as I32.
+
+    I8 is for constants of quantised models: kernels read it and never write it.
+    """
 
     F32 = "f32"
     F16 = "f16"
     I32 = "i32"
+    I8 = "i8"
 
     @property
     def bytes(self) -> int:
-        return 2 if self is Storage.F16 else 4
+        return {Storage.F16: 2, Storage.I8: 1}.get(self, 4)
 
     @property
     def type(self) -> Type:
         """What a LOAD of this storage gives; BOOL tensors are I32 0/1 until TO_BOOL."""
-        return Type.I32 if self is Storage.I32 else Type.F32
+        return Type.I32 if self in (Storage.I32, Storage.I8) else Type.F32
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,20 @@ serves both targets: eight columns are two SIMD vectors, or two vec4 loads.
 """
 
 
+ACTIVATION_MAX = 127
+"""Activations of int8 products are quantised to 0 .. 127.
+
+Seven bits, because relaxed SIMD's dot product of bytes leaves open whether its second operand is
+signed, and a sum of two products of i8 and 7-bit numbers stays in 16 bits: every engine computes
+the same integers. The other operand, the weights, keeps all 8 bits.
+"""
+
+
+def int8_panel_bytes(k: int) -> int:
+    """Bytes of one int8 panel: K rounded up to 4, eight columns; then scales and sums."""
+    return PANEL * (-(-k // 4) * 4) + 8 * PANEL
+
+
 @dataclass(frozen=True, slots=True)
 class Matmul:
     """out[...] = final(ACC = sum_k A[..., m, k] * B[..., k, n]).
@@ -136,6 +154,14 @@ class Matmul:
     Views are over (*batch, m, k), (*batch, k, n) and (*batch, m, n). `b` None: operand 1 is a
     constant packed in panels, and `batch` is empty. AXIS in `final`: batch..., then m, then n.
     Operand 0 is A, operand 1 is B; `final` loads from operands 2 and up.
+
+    Operand 1 of storage I8 (`b` None, A in F32): an int8 product. Each panel is
+    [ceil(K/4)][8 columns][4] i8 weights, padded with zeros, then eight F32 scales and eight I32
+    sums of the columns' weights; a column is scale * weights. A row a of A is rounded to
+      lo = min(a, 0), hi = max(a, 0), inv = 127 / (hi - lo), zero = round(-lo * inv)
+      q = min(round(a * inv) + zero, 127), in f32, half to even
+    and ACC = (hi - lo) / 127 * scale * (sum_k q w - zero * sum_k w), the sum in exact integers.
+    A row with an infinity or NaN gives NaN. Where hi - lo is below 1e-30 the row counts as zeros.
     """
 
     batch: tuple[Dim, ...]
@@ -160,7 +186,8 @@ class Conv:
     the constant weight: per group, a packed matrix with K = (ky, kx, channel in group) and
     N = output channel in group, so [groups][ceil(cout/groups/8)][kh*kw*cin/groups][8]. Depthwise
     (groups == cin == cout): [kh*kw][cout]. AXIS in `final`: batch, y, x, output channel.
-    Padding at the far edges is implied by `out_size`.
+    Padding at the far edges is implied by `out_size`. Operand 1 of storage I8: int8 panels per
+    group as in `Matmul`, whose rows are the windows, each rounded by its own range.
     """
 
     batch: Dim
@@ -216,82 +243,7 @@ class Attention:
     n_args: int = 0
 
 
-class Cell(enum.Enum):
-    """What a recurrent layer computes in a step; gates in ONNX's order."""
-
-    LSTM = "lstm"  # i, o, f, c
-    GRU = "gru"  # z, r, h; r is applied to h[t-1] before the product
-    GRU_RESET = "gru_reset"  # r is applied after it (linear_before_reset, as PyTorch has it)
-    RNN = "rnn"
-
-    @property
-    def gates(self) -> int:
-        return {Cell.LSTM: 4, Cell.GRU: 3, Cell.GRU_RESET: 3, Cell.RNN: 1}[self]
-
-    @property
-    def functions(self) -> int:
-        """How many activations it has: f, g, h of the ONNX operator."""
-        return {Cell.LSTM: 3, Cell.GRU: 2, Cell.GRU_RESET: 2, Cell.RNN: 1}[self]
-
-
-@dataclass(frozen=True, slots=True)
-class Recurrent:
-    """All steps of an LSTM, GRU or RNN layer; the input's product is already in operand 0.
-
-    `x` is a view over (step, batch, direction, gate * hidden + unit), the last stride being 1.
-    Operand 1 is the recurrent weight as [directions][ceil(hidden/8)][hidden k][gates][8 units],
-    padded with zeros. Then, in this order, what there is of: the initial h and, for an LSTM, c
-    (`initial`; views over (direction, batch, unit)), the reset bias of GRU_RESET as
-    [directions][hidden], the LSTM's `peephole` as [directions][i, o, f][hidden], and the
-    `lengths` of the sequences, I32 [batch].
-
-    `reverse` says of each direction whether it runs from the end. `activations` are scalars over
-    ACC, `cell.functions` per direction. `coupled`: the LSTM's f is 1 - i.
-
-    The output has steps + 2 (LSTM) or steps + 1 parts of [directions][batch][hidden]: h of each
-    step (0 past a sequence's end), then h after the last step, then c.
-    """
-
-    cell: Cell
-    steps: Dim
-    batch: Dim
-    hidden: int
-    reverse: tuple[bool, ...]
-    activations: tuple[tuple[Scalar, ...], ...]
-    coupled: bool
-    peephole: bool
-    lengths: bool
-    x: View
-    initial: tuple[View, ...]
-    operands: tuple[Storage, ...]
-    output: Storage
-    n_args: int = 0
-
-    @property
-    def directions(self) -> int:
-        return len(self.reverse)
-
-    @property
-    def parts(self) -> int:
-        """Of the output, besides one per step."""
-        return 2 if self.cell is Cell.LSTM else 1
-
-    def operand(self, name: str) -> int | None:
-        """The number of "h", "c", "bias", "peephole" or "lengths"; None where there is none."""
-        there = {
-            "h": bool(self.initial),
-            "c": len(self.initial) > 1,
-            "bias": self.cell is Cell.GRU_RESET,
-            "peephole": self.peephole,
-            "lengths": self.lengths,
-        }
-        if not there[name]:
-            return None
-        names = [n for n, present in there.items() if present]
-        return 2 + names.index(name)
-
-
-KernelSpec = Map | Reduce | Row | Matmul | Conv | Attention | Recurrent
+KernelSpec = Map | Reduce | Row | Matmul | Conv | Attention
 FAMILIES: dict[str, type[KernelSpec]] = {
     "map": Map,
     "reduce": Reduce,
@@ -299,7 +251,6 @@ FAMILIES: dict[str, type[KernelSpec]] = {
     "matmul": Matmul,
     "conv": Conv,
     "attention": Attention,
-    "recurrent": Recurrent,
 }
 
 

@@ -63,6 +63,12 @@ class Storage(enum.StrEnum):
     f16 = "f16"
 
 
+class Quantization(enum.StrEnum):
+    """What constants become."""
+
+    int8 = "int8"
+
+
 class PyodideSource(enum.StrEnum):
     """Where a built site gets Pyodide from."""
 
@@ -198,6 +204,25 @@ def export(
     dtype: Annotated[
         Storage, typer.Option(help="How floats are stored; f16 is for WebGPU with shader-f16.")
     ] = Storage.f32,
+    quantize: Annotated[
+        Quantization | None,
+        typer.Option(help="Store large constants as bytes, compute with bytes; says what it cost."),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A node or constant not to quantise; repeatable."),
+    ] = None,
+    feed: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE.npy",
+            help="An input's values to judge a quantised model by; else random ones. Repeatable.",
+        ),
+    ] = None,
+    dim: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=N", help="Size of a symbolic dimension there; repeatable."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Compile an ONNX model into a bundle: manifest, wasm, WGSL and weights.
@@ -212,15 +237,27 @@ def export(
                                                              decides shapes
       pywebgpu export model.onnx -o bundle --records records.json
       pywebgpu export model.onnx -o bundle --dtype f16       half the bytes, WebGPU only
+      pywebgpu export model.onnx -o bundle --quantize int8   a quarter of the bytes, and what
+                                                             that costs in accuracy
+      pywebgpu export model.onnx -o bundle --quantize int8 --feed image=digits.npy --keep conv1
     """
     from .export import export as export_model
-    from .feeds import parse_value
+    from .feeds import load_feed, parse_value
 
     _existing(model, "ONNX file")
     values = dict(map(parse_value, value or []))
     with progress_bar(json) as progress:
         report = export_model(
-            model, out, progress=progress, values=values, records=records, dtype=dtype.value
+            model,
+            out,
+            progress=progress,
+            values=values,
+            records=records,
+            dtype=dtype.value,
+            quantize=None if quantize is None else quantize.value,
+            keep=keep or [],
+            feeds=dict(load_feed(option) for option in feed or []),
+            dims=_parse_dims(dim or []),
         )
     if json:
         print_json(report.to_json())

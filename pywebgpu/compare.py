@@ -126,7 +126,7 @@ def run_model(
     if repeat < 1:
         raise InputError("at least one run is needed", where="repeat", got=repeat, expected=">= 1")
     if compare == "onnxruntime":
-        require_onnx_file(model)
+        _require_onnx_file(model)
     tell("Preparing the session", 0, repeat + 1)
     started = time.perf_counter()
     session = InferenceSession(model, providers=[provider], **(session_options or {}))
@@ -152,11 +152,11 @@ def run_model(
     expected: Mapping[str, Array] | None = None
     if compare == "onnxruntime":
         tell("Asking ONNX Runtime", repeat, repeat + 1)
-        expected, reference_ms = onnxruntime_outputs(model, all_feeds, output_names, repeat)
+        expected, reference_ms = _onnxruntime(model, all_feeds, output_names, repeat)
     elif isinstance(compare, str):
         raise InputError("unknown reference", where="compare", got=compare, expected="onnxruntime")
     elif compare is not None:
-        expected = known_outputs(compare, output_names)
+        expected = _known_outputs(compare, output_names)
     tell("Running", repeat + 1, repeat + 1)
 
     steady = times[1:]
@@ -167,7 +167,7 @@ def run_model(
         dims=sizes,
         inputs={name: f"{a.dtype}{list(a.shape)}" for name, a in all_feeds.items()},
         outputs=tuple(
-            compare_output(name, value, None if expected is None else expected.get(name))
+            _compare_output(name, value, None if expected is None else expected.get(name))
             for name, value in values.items()
         ),
         repeat=repeat,
@@ -195,7 +195,7 @@ def _require_deciding(names: Sequence[str], given: Mapping[str, Array]) -> None:
 
 
 def complete_feeds(
-    model: Path,
+    model: Path | None,
     specs: list[InputSpec],
     given: dict[str, Array],
     dims: Mapping[str, int],
@@ -219,7 +219,7 @@ def complete_feeds(
     }
     sizes = bind_dims(specs, {**shown, **dims})
     missing = [spec for spec in specs if spec.name not in given]
-    rows = _table_rows(model) if missing else {}
+    rows = _table_rows(model) if missing and model is not None else {}
     filled = random_feeds(missing, sizes, rows=rows, seed=seed)
     return sizes, {spec.name: given.get(spec.name, filled.get(spec.name)) for spec in specs}  # type: ignore[misc]
 
@@ -238,7 +238,7 @@ def _table_rows(model: Path) -> dict[str, int]:
     return table_rows(onnx.load(str(model), load_external_data=False))
 
 
-def require_onnx_file(model: Path) -> None:
+def _require_onnx_file(model: Path) -> None:
     if _is_bundle(model):
         raise InputError(
             "ONNX Runtime cannot run a bundle",
@@ -248,7 +248,7 @@ def require_onnx_file(model: Path) -> None:
         )
 
 
-def onnxruntime_outputs(
+def _onnxruntime(
     model: Path, feeds: Mapping[str, Array], names: list[str], repeat: int
 ) -> tuple[dict[str, Array], float]:
     """(outputs, median milliseconds) of native ONNX Runtime on the CPU."""
@@ -281,7 +281,7 @@ def onnxruntime_outputs(
     return dict(zip(names, outputs, strict=True)), round(statistics.median(times), 4)
 
 
-def known_outputs(expected: Mapping[str, Array], names: list[str]) -> Mapping[str, Array]:
+def _known_outputs(expected: Mapping[str, Array], names: list[str]) -> Mapping[str, Array]:
     for name in expected:
         if name not in names:
             raise InputError(
@@ -292,7 +292,7 @@ def known_outputs(expected: Mapping[str, Array], names: list[str]) -> Mapping[st
     return expected
 
 
-def compare_output(name: str, got: Array, expected: Array | None) -> OutputReport:
+def _compare_output(name: str, got: Array, expected: Array | None) -> OutputReport:
     """Differences relative to the output's scale, max |reference|; NaN and infinity must agree."""
     plain = OutputReport(name, str(got.dtype), tuple(got.shape))
     if expected is None:

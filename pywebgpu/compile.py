@@ -16,7 +16,7 @@ from .graph import Graph, SizeCheck
 from .half import halve
 from .infer import symbolic
 from .load import load
-from .lower import Lowering, lower
+from .lower import Int8, Lowering, lower
 from .memory import Memory, plan_memory
 from .passes.pipeline import optimise
 from .passes.siblings import merge_siblings
@@ -45,11 +45,13 @@ def compile_model(
     *,
     values: Mapping[str, np.ndarray[Any, Any]] | None = None,
     half: bool = False,
+    int8: Int8 | None = None,
 ) -> Compiled:
     """Compile a model (path, bytes, parsed model or `Graph`) to a target-free plan.
 
     values: inputs to fix: they become constants, and the plan has them as inputs no more.
     half: store floats as f16 (see `half`); such a plan runs on WebGPU only.
+    int8: which constants become bytes (see `lower.int8`), and where to note it.
 
     Raises:
         ModelError, InputError: the model cannot be read, or a value does not fit its input.
@@ -66,7 +68,7 @@ def compile_model(
     if merge_siblings(graph) | merge_twins(graph):
         graph.prune()
     say("lowering")
-    lowering = lower(graph)
+    lowering = lower(graph, int8)
     if half:
         halve(lowering)
     memory = plan_memory(lowering.buffers, lowering.steps)

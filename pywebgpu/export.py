@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .accuracy import AccuracyReport, accuracy
 from .build import NO_WINNERS, WASM_VARIANTS, tuned_kernels, wasm_code, wgsl_variants
 from .bundle import wgsl_file, write_bundle
 from .compile import compile_model
 from .console import human_bytes
 from .errors import InputError
+from .lower import Int8
 from .records import Winners, load_records
 
 Progress = Callable[[str, int, int], None]
@@ -41,6 +43,8 @@ class ExportReport:
     seconds: float
     tuned: dict[str, int] = field(default_factory=dict)
     """Kernels whose knobs come from a record, by target."""
+    accuracy: AccuracyReport | None = None
+    """What quantising cost, where that was asked for."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -51,7 +55,14 @@ class ExportReport:
             f"weights {human_bytes(self.weight_bytes)}, wasm {human_bytes(self.wasm_bytes)}, "
             f"WGSL {human_bytes(self.wgsl_bytes)}, in {self.seconds:.1f} s"
             + "".join(f"; {n} kernels by record for {t}" for t, n in self.tuned.items())
+            + ("" if self.accuracy is None else "\n" + "\n".join(self._accuracy_lines()))
         )
+
+    def _accuracy_lines(self) -> list[str]:
+        assert self.accuracy is not None
+        before = human_bytes(self.accuracy.weight_bytes_before)
+        after = human_bytes(self.accuracy.weight_bytes_after)
+        return [f"  weights {before} before, {after} after", *self.accuracy.lines()]
 
 
 def export(
@@ -62,6 +73,10 @@ def export(
     values: Mapping[str, np.ndarray[Any, Any]] | None = None,
     records: str | os.PathLike[str] | None = None,
     dtype: str = "f32",
+    quantize: str | None = None,
+    keep: Collection[str] = (),
+    feeds: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    dims: Mapping[str, int] | None = None,
 ) -> ExportReport:
     """Compile `model` and write it to the folder `out`.
 
@@ -69,6 +84,10 @@ def export(
     records: a file of tuning records; kernels that it speaks of are generated as it says.
     dtype: how floats are stored, "f32" or "f16". An f16 bundle is half as large, needs a GPU with
         shader-f16, and has no WebAssembly module.
+    quantize: "int8": large constants become bytes, and the other operand of their products is
+        rounded as it comes. The report then says what that cost, compared on this machine's CPU.
+    keep: names of nodes or constants that are not quantised.
+    feeds, dims: inputs, and sizes of the random ones for the rest, for that comparison.
 
     Raises:
         ModelError, InputError: the model or the records cannot be read, a value does not fit its
@@ -82,8 +101,15 @@ def export(
     say("compiling", 0, stages)
     if dtype not in ("f32", "f16"):
         raise InputError("no such storage type", where="dtype", got=dtype, expected="f32 or f16")
-    compiled = compile_model(model, values=values, half=dtype == "f16")
+    int8 = _int8(quantize, keep, dtype)
+    compiled = compile_model(model, values=values, half=dtype == "f16", int8=int8)
     plan = compiled.plan
+    report = None
+    if int8 is not None:
+        _refuse_unknown(keep, int8)
+        say("comparing with f32", 0, stages)
+        before = compile_model(model, values=values)
+        report = accuracy(before, compiled, int8, model=model, feeds=feeds, dims=dims)
     say("generating WGSL", 1, stages)
     wgsl = wgsl_variants(plan, winners)
     done = iter(range(2, stages))
@@ -110,4 +136,35 @@ def export(
         activation_bytes=compiled.memory.total(dict.fromkeys(plan.symbols, NOMINAL)),
         seconds=round(time.perf_counter() - start, 3),
         tuned=tuned_kernels(plan, winners),
+        accuracy=report,
     )
+
+
+def _int8(quantize: str | None, keep: Collection[str], dtype: str) -> Int8 | None:
+    if quantize is None:
+        if keep:
+            raise InputError(
+                "nothing is quantised, so that nothing is kept from it", where="keep",
+                got=", ".join(keep), remedy="Add quantize='int8' (--quantize int8)",
+            )  # fmt: skip
+        return None
+    if quantize != "int8":
+        raise InputError("no such quantisation", where="quantize", got=quantize, expected="int8")
+    if dtype != "f32":
+        raise InputError(
+            "int8 weights go with f32 activations", where="dtype", got=dtype, expected="f32",
+            remedy="Choose either quantize='int8' or dtype='f16'",
+        )  # fmt: skip
+    return Int8(keep)
+
+
+def _refuse_unknown(keep: Collection[str], int8: Int8) -> None:
+    unknown = [name for name in keep if name not in int8.used]
+    if unknown:
+        names = sorted(int8.tensors)
+        raise InputError(
+            "no node or constant of this name would be quantised",
+            where=f"--keep {unknown[0]}",
+            expected=", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing is",
+            remedy="Export without --keep; the report lists the constants that lost most",
+        )

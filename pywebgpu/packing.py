@@ -45,11 +45,55 @@ def pack_depthwise(weight: Array) -> Array:
     return np.ascontiguousarray(weight.reshape(weight.shape[0], -1).T)
 
 
-def pack_recurrent(weight: Array, gates: int) -> Array:
-    """R (directions, gates * hidden, hidden) as [directions][ceil(hidden/8)][k][gates][8]."""
-    directions, _, hidden = weight.shape
-    tiles = -(-hidden // PANEL)
-    padded = np.zeros((directions, gates, tiles * PANEL, hidden), weight.dtype)
-    padded[:, :, :hidden] = weight.reshape(directions, gates, hidden, hidden)
-    tiled = padded.reshape(directions, gates, tiles, PANEL, hidden)
-    return np.ascontiguousarray(tiled.transpose(0, 2, 4, 1, 3))
+def quantise_columns(matrix: Array) -> tuple[Array, Array]:
+    """A K x N matrix as i8 in [-127, 127] and one f32 scale per column: weights = i8 * scale.
+
+    Leading axes are kept. A column of zeros has scale 0.
+    """
+    largest = np.abs(matrix.astype(np.float32)).max(axis=-2, initial=0)
+    scale = (largest / np.float32(127)).astype(np.float32)
+    step = np.where(scale > 0, scale, 1)[..., None, :]
+    return np.clip(np.rint(matrix / step), -127, 127).astype(np.int8), scale
+
+
+def pack_int8_panels(matrix: Array) -> Array:
+    """A K x N float matrix as int8 panels, flat i8: the layout that `codegen.spec.Matmul` gives.
+
+    Leading axes, if any, are kept: (..., K, N) gives (..., bytes).
+    """
+    weights, scale = quantise_columns(matrix)
+    return pack_int8_quantised(weights, scale)
+
+
+def pack_int8_quantised(weights: Array, scale: Array) -> Array:
+    """The same from i8 weights (..., K, N) and scales (..., N)."""
+    *lead, k, n = weights.shape
+    k4, panels = -(-k // 4) * 4, -(-n // PANEL)
+    padded = np.zeros((*lead, k4, panels * PANEL), np.int8)
+    padded[..., :k, :n] = weights
+    scales = np.zeros((*lead, panels * PANEL), np.float32)
+    scales[..., :n] = scale
+    sums = padded.sum(axis=-2, dtype=np.int32)
+    quads = padded.reshape(*lead, k4 // 4, 4, panels, PANEL)
+    order = np.moveaxis(quads, (-2, -4, -1, -3), (-4, -3, -2, -1))
+    parts = [
+        np.ascontiguousarray(order).reshape(*lead, panels, -1),
+        scales.reshape(*lead, panels, PANEL).view(np.int8),
+        sums.reshape(*lead, panels, PANEL).view(np.int8),
+    ]
+    return np.concatenate(parts, axis=-1).reshape(*lead, -1)
+
+
+def pack_int8_conv(weight: Array, groups: int) -> Array:
+    """ONNX's weight (cout, cin/groups, [kh,] kw) as int8 panels per group; one scale per cout."""
+    if weight.ndim == 3:
+        weight = weight[:, :, None, :]
+    cout, cin, kh, kw = weight.shape
+    matrix = weight.reshape(groups, cout // groups, cin, kh * kw).transpose(0, 3, 2, 1)
+    return pack_int8_panels(matrix.reshape(groups, kh * kw * cin, cout // groups))
+
+
+def quantise_rows(table: Array) -> tuple[Array, Array]:
+    """A table of rows x features as i8 and one f32 scale per row."""
+    weights, scale = quantise_columns(table.T)
+    return np.ascontiguousarray(weights.T), scale

@@ -30,7 +30,7 @@ from .codegen.wasm.asm import Target as WasmFeatures
 from .codegen.wgsl.kernel import WgslKernel
 from .records import MARGIN, Record, Timing, kernel_key, knobs_json, rounded
 
-TOLERANCE = {Storage.F32: 1e-4, Storage.F16: 1e-2, Storage.I32: 0.0}
+TOLERANCE = {Storage.F32: 1e-4, Storage.F16: 1e-2, Storage.I32: 0.0, Storage.I8: 0.0}
 """How far an output may be from the default's, relative to its largest element: sums of thousands
 of terms in another order. A candidate that is wrong is further off by magnitudes."""
 

@@ -104,6 +104,9 @@ def _random(storage: Storage, size: int) -> Array:
     rng = np.random.default_rng(1)
     if storage is Storage.I32:
         block: Array = rng.integers(0, 2, _BLOCK).astype(np.int32)
+    elif storage is Storage.I8:
+        # Among weights lie scales, which are f32: these bytes make ordinary ones.
+        block = rng.integers(0x3D, 0x40, _BLOCK).astype(np.int8)
     else:
         block = rng.standard_normal(_BLOCK).astype(base.storage_dtype(storage))
     # An odd block keeps rows of a large matrix from being equal.

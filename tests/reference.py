@@ -19,12 +19,10 @@ from pywebgpu.codegen.scalar import Op, Scalar, Type, walk
 from pywebgpu.codegen.spec import (
     PANEL,
     Attention,
-    Cell,
     Conv,
     KernelSpec,
     Map,
     Matmul,
-    Recurrent,
     Reduce,
     ReduceOp,
     Row,
@@ -45,7 +43,7 @@ def evaluate(
     operands: flat arrays in the order and with the element types of `spec.operands`.
     """
     env = {f"a{i}": int(a) for i, a in enumerate(args)}
-    wide = [o.astype(np.int64 if s is Storage.I32 else np.float64).ravel()
+    wide = [o.astype(np.int64 if s.type is Type.I32 else np.float64).ravel()
             for o, s in zip(operands, spec.operands, strict=True)]  # fmt: skip
     if spec.output is Storage.I32:
         out = np.full(out_size, np.iinfo(np.int64).min)
@@ -304,6 +302,26 @@ def unpack(panels: Array, k: int, n: int) -> Array:
     return np.asarray(blocks.transpose(1, 0, 2).reshape(k, len(blocks) * PANEL)[:, :n])
 
 
+def int8_product(a: Array, panels: Array, k: int, n: int) -> Array:
+    """Rows of A, rounded as `spec.Matmul` says, times int8 panels; NaN for rows that hold one."""
+    k4, blocks = -(-k // 4) * 4, -(-n // PANEL)
+    raw = panels.astype(np.int8).reshape(blocks, -1)
+    weights = raw[:, : k4 * PANEL].reshape(blocks, k4 // 4, PANEL, 4).astype(np.int64)
+    weights = weights.transpose(1, 3, 0, 2).reshape(k4, blocks * PANEL)[:k, :n]
+    scale = np.ascontiguousarray(raw[:, k4 * PANEL :][:, : 4 * PANEL]).view(np.float32)
+    rows = a.astype(np.float32).reshape(-1, k)
+    low, high = rows.min(-1, initial=0), rows.max(-1, initial=0)
+    span = high - low
+    inverse = np.where(span > 1e-30, np.float32(127) / np.where(span > 0, span, 1), 0)
+    inverse = inverse.astype(np.float32)[:, None]
+    zero = np.rint(-low[:, None] * inverse)
+    q = np.minimum(np.rint(rows * inverse) + zero, 127)
+    finite = np.isfinite(rows).all(-1, keepdims=True)
+    whole = np.where(finite, q - zero, 0).astype(np.int64) @ weights
+    result = whole * (span[:, None].astype(np.float64) / 127) * scale.reshape(-1)[:n]
+    return np.where(finite, result, np.nan).reshape(*a.shape[:-1], n)
+
+
 def _matmul(spec: Matmul, operands: list[Array], env: dict[str, int]) -> tuple[Array, Array]:
     batch = _dims(spec.batch, env)
     m, n, k = _dims((spec.m, spec.n, spec.k), env)
@@ -313,6 +331,10 @@ def _matmul(spec: Matmul, operands: list[Array], env: dict[str, int]) -> tuple[A
         return np.zeros(space, np.int64), np.zeros(space)
     a = _load(operands[0], _view(spec.a, _grid([*batch, m, k]), env), [])
     a = np.broadcast_to(a, [*batch, m, k])
+    if spec.operands[1] is Storage.I8:
+        axes = _grid(space)
+        final = scalar(spec.final, axes, operands, env, int8_product(a, operands[1], k, n))
+        return np.broadcast_to(_view(spec.out, axes, env), space), np.broadcast_to(final, space)
     if spec.b is None:
         b = unpack(operands[1], k, n)
     else:
@@ -386,71 +408,6 @@ def _attention(spec: Attention, operands: list[Array], env: dict[str, int]) -> t
     return np.broadcast_to(_view(spec.out, axes, env), out_space), np.matmul(p, v)
 
 
-def recurrent_weights(spec: Recurrent, packed: Array) -> Array:
-    """[directions, k, gates, units] from the packed operand."""
-    d, h, g = spec.directions, spec.hidden, spec.cell.gates
-    tiles = packed.reshape(d, -(-h // 8), h, g, 8).transpose(0, 2, 3, 1, 4)
-    return np.asarray(tiles.reshape(d, h, g, -1)[..., :h])
-
-
-def _recurrent(spec: Recurrent, operands: list[Array], env: dict[str, int]) -> tuple[Array, Array]:
-    steps, batch = _dims((spec.steps, spec.batch), env)
-    d, n, gates = spec.directions, spec.hidden, spec.cell.gates
-    x = operands[0][_view(spec.x, _grid([steps, batch, d, gates * n]), env)]
-    x = x.reshape(steps, batch, d, gates, n)
-    r = recurrent_weights(spec, operands[1][: d * -(-n // 8) * n * gates * 8])
-    states = [operands[2 + i][_view(v, _grid([d, batch, n]), env)]
-              for i, v in enumerate(spec.initial)]  # fmt: skip
-    states += [np.zeros((d, batch, n))] * (2 - len(states))
-
-    def given(name: str, *shape: int) -> Array | None:
-        number = spec.operand(name)
-        return None if number is None else operands[number][: math.prod(shape)].reshape(shape)
-
-    bias, holes = given("bias", d, n), given("peephole", d, 3, n)
-    lengths = given("lengths", batch)
-    out = np.zeros((steps + spec.parts, d, batch, n))
-    for k in range(d):
-        for b in range(batch):
-            h, c = states[0][k, b], states[1][k, b]
-            end = steps if lengths is None else min(int(lengths[b]), steps)
-            for s in range(end):
-                t = end - 1 - s if spec.reverse[k] else s
-                h, c = _cell(spec, k, x[t, b, k], r[k], h, c,
-                             None if bias is None else bias[k],
-                             np.zeros((3, n)) if holes is None else holes[k])  # fmt: skip
-                out[t, k, b] = h
-            out[steps, k, b] = h
-            if spec.parts == 2:
-                out[steps + 1, k, b] = c
-    return np.arange(out.size).reshape(out.shape), out
-
-
-def _cell(
-    spec: Recurrent, direction: int, x: Array, r: Array, h: Array, c: Array,
-    bias: Array | None, holes: Array,
-) -> tuple[Array, Array]:  # fmt: skip
-    """One step: the formulas of the ONNX operators."""
-    f, g, *rest = [
-        (lambda v, e=e: scalar(e, [], [], {}, v)) for e in spec.activations[direction]
-    ] + [None]  # fmt: skip
-    y = np.einsum("k,kgu->gu", h, r)
-    if spec.cell is Cell.RNN:
-        return f(x[0] + y[0]), c
-    if spec.cell is Cell.LSTM:
-        i = f(x[0] + y[0] + holes[0] * c)
-        forget = 1 - i if spec.coupled else f(x[2] + y[2] + holes[2] * c)
-        c = forget * c + i * g(x[3] + y[3])
-        o = f(x[1] + y[1] + holes[1] * c)
-        return o * rest[0](c), c
-    z, reset = f(x[0] + y[0]), f(x[1] + y[1])
-    if bias is None:
-        fresh = g(x[2] + (reset * h) @ r[:, 2])
-    else:
-        fresh = g(x[2] + reset * (y[2] + bias))
-    return (1 - z) * fresh + z * h, c
-
-
 _FAMILIES: dict[type, Callable[[Any, list[Array], dict[str, int]], tuple[Array, Array]]] = {
     Map: _map,
     Reduce: _reduce,
@@ -458,5 +415,4 @@ _FAMILIES: dict[type, Callable[[Any, list[Array], dict[str, int]], tuple[Array, 
     Matmul: _matmul,
     Conv: _conv,
     Attention: _attention,
-    Recurrent: _recurrent,
 }

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from ..caps import WasmCaps
 from ..dims import Dim, align, ceildiv
-from ..spec import PANEL, Matmul, Storage, View
-from .asm import I32, Function, IntLike, Local, Module, affine, imin
+from ..spec import PANEL, Matmul, Storage, View, int8_panel_bytes
+from . import int8
+from .asm import I32, Function, Int, IntLike, Local, Module, affine, imin
 from .kernel import WasmKernel
 from .partition import share
 from .product import (
@@ -62,6 +63,8 @@ def space(spec: Matmul, caps: WasmCaps) -> list[Knobs]:
     panels = ceildiv(spec.n, PANEL)
     most = max(panels, 1) if isinstance(panels, int) else 1
     rows = spec.m if isinstance(spec.m, int) else None
+    if spec.operands[1] is Storage.I8:
+        return _int8_space(spec, caps, most)
     shapes: tuple[tuple[int, int, int], ...] = _SHAPES
     if rows in _GEMV_PANELS:
         wide = _GEMV_PANELS[rows]
@@ -86,6 +89,22 @@ def space(spec: Matmul, caps: WasmCaps) -> list[Knobs]:
     ]
 
 
+def _int8_space(spec: Matmul, caps: WasmCaps, most: int) -> list[Knobs]:
+    """Tiles for bytes: four times as many rows of A stay near."""
+    found: dict[Knobs, None] = {}
+    rows = spec.m if isinstance(spec.m, int) else None
+    assert isinstance(spec.k, int)
+    block = max(32, min(512, (128 << 10) // max(spec.k, 1)))
+    for tile in int8.TILES:
+        fits = tile.registers(caps.relaxed) <= caps.simd_registers
+        if fits and tile.panels <= most and (rows is None or tile.rows <= max(rows, 1)):
+            found[Knobs(tile.rows, tile.panels, tile.unroll, block)] = None
+    candidates = list(found)
+    if rows is not None:
+        candidates.sort(key=lambda c: -(-rows // c.rows) * int8.cost(c.rows, c.panels))
+    return candidates
+
+
 def _ways(spec: Matmul) -> list[bool]:
     """Whether to read B where it lies, the better guess first."""
     if spec.b is None or spec.b.strides[-1] != 1:
@@ -107,6 +126,8 @@ def _block(spec: Matmul, direct: bool) -> int:
 
 def emit(module: Module, spec: Matmul, knobs: Knobs) -> WasmKernel:
     check_storage(spec)
+    if spec.operands[1] is Storage.I8:
+        return _Int8Emitter(module, spec, knobs).kernel()
     return _Emitter(module, spec, knobs).kernel()
 
 
@@ -136,8 +157,15 @@ class _Emitter:
         columns = max(v.columns for v in self.variants)
         k4 = align(spec.k, 4)
         self.a_at: Dim = self.b_at + (k4 * columns * 4 if self.pack_b else 0)
-        a_bytes: Dim = spec.k * self.block_rows * 4 + 64 if self.pack_a else 0
-        self.scratch: Dim = align(self.a_at + a_bytes, 64)
+        self.scratch: Dim = align(self.a_at + self._a_bytes(), 64)
+
+    def _a_bytes(self) -> Dim:
+        """Scratch for the block of A, if it is copied."""
+        return self.spec.k * self.block_rows * 4 + 64 if self.pack_a else 0
+
+    def _constant_panel(self, b: Local, n0: Local, k: IntLike) -> Int:
+        """Address of the packed panel that begins with column `n0`."""
+        return b + n0 * (affine(k) * 4)
 
     def _variants(self) -> list[Tile]:
         """The tile; if fewer rows may come at run time, also tiles of two rows and of one."""
@@ -301,7 +329,7 @@ class _Emitter:
             n0 = f.value(group * columns)
             f.assign(n0, imin(n0, last))
             if spec.b is None:
-                b = f.value(frame.operands[1] + n0 * (affine(k) * 4))
+                b = f.value(self._constant_panel(frame.operands[1], n0, k))
             else:
                 b = f.value(offset_of(frame.operands[1], spec.b, [*coordinates, 0, n0], args))
                 if self.pack_b:
@@ -367,3 +395,78 @@ class _Emitter:
                 f.push(b, target, k, sk, columns, sn, tile.columns * 4)
                 f.call(copy_plane(self.module))
         f.assign(b, target)
+
+
+class _Int8Emitter(_Emitter):
+    """Bytes against bytes: a block of A becomes row records (see `int8`), B is int8 panels."""
+
+    def __init__(self, module: Module, spec: Matmul, knobs: Knobs) -> None:
+        assert isinstance(spec.k, int), "a packed constant has a static K"
+        self.k = spec.k
+        self.pitch = int8.pitch(module, self.k)
+        self.row_at = 0
+        super().__init__(module, spec, knobs)
+        self.pack_a = True
+
+    def _a_bytes(self) -> Dim:
+        # Where A's elements are not side by side, one row at a time is brought together first.
+        self.row_at = self.pitch * self.block_rows + 64
+        return self.row_at + 4 * self.k + 128
+
+    def _constant_panel(self, b: Local, n0: Local, k: IntLike) -> Int:
+        return b + n0 * (int8_panel_bytes(self.k) // PANEL)
+
+    def _tile(self, tile: Tile) -> Function:
+        spec = self.spec
+        f = self.module.function(
+            f"matmul_int8_{tile.rows}x{tile.columns}", Frame.types(spec, 6 + self.rank)
+        )
+        frame, (a, b, row, count, n0, dump, *_) = Frame.inner(spec, f)
+        bytes_tile = int8.Tile(tile.rows, tile.panels, tile.unroll)
+        i, m0, b_now = f.locals(I32, 3)
+        with f.loop_range(i, 0, count):
+            f.assign(m0, row)
+            if not (isinstance(spec.m, int) and spec.m % tile.rows == 0):
+                f.assign(m0, imin(m0, f.hold(affine(size(spec.m, frame.args)) - tile.rows)))
+            with f.scope():
+                base = f.value(a + affine(m0) * self.pitch)
+                rows = [(base, r * self.pitch) for r in range(tile.rows)]
+                f.assign(b_now, b)
+                core = int8.Core(f, bytes_tile, self.k, rows, b_now)
+                core.run()
+                at: list[list[IntLike]] = [[m0 + r] for r in range(tile.rows)]
+                self.epilogue.store_tile(f, frame, core.acc, at, n0, n0, dump)
+            f.assign(row, row + tile.rows)
+        return f
+
+    def _pack_a(
+        self, f: Function, frame: Frame, a: Local, first: Local, rows: IntLike, m: IntLike,
+        k: IntLike, state: tuple[IntLike, IntLike, Local], scratch: Local,
+    ) -> None:  # fmt: skip
+        at, block, packed = state
+        spec, args = self.spec, frame.args
+        target = f.value(scratch + size(self.a_at, args))
+        begin = f.value(first * rows)
+        f.assign(begin, imin(begin, f.hold(affine(m) - rows)))
+        key = f.value(affine(at) * 0x10000 + block)
+        f.push(packed, key)
+        f.i32_ne()
+        with f.if_(), f.scope():
+            f.assign(packed, key)
+            left = f.value(affine(m) - begin)
+            how_many = f.value(imin(left, self.block_rows))
+            sm = affine(size(spec.a.strides[-2], args)) * 4
+            source, to, i = f.value(a + begin * sm), f.value(target), f.local(I32)
+            side_by_side = _contiguous(spec.a, -1) or self.k == 1
+            with f.loop_range(i, 0, how_many):
+                near = source
+                if not side_by_side:
+                    near = f.value(target + self.row_at)
+                    sk = affine(size(spec.a.strides[-1], args)) * 4
+                    f.push(source, near, 1, 0, self.k, sk, 0)
+                    f.call(copy_plane(self.module))
+                f.push(near, to, 0)
+                f.call(int8.quantise_row(self.module, 1, self.k))
+                f.assign(source, source + sm)
+                f.assign(to, to + self.pitch)
+        f.assign(a, target - begin * self.pitch)

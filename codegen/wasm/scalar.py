@@ -57,9 +57,13 @@ class _Term:
 
 @dataclass(frozen=True, slots=True)
 class _Access:
-    """Where a load or store goes. `step`: elements from lane to lane, None if irregular."""
+    """Where a load or store goes: to elements of `bytes`.
+
+    step: elements from lane to lane, None if irregular.
+    """
 
     pointer: Local
+    bytes: int
     index: Scalar
     terms: tuple[_Term, ...]
     step: tuple[_Term, ...] | None
@@ -164,7 +168,7 @@ class Lanes:
             self._pure[node] = found
         return found
 
-    def _access(self, pointer: Local, index: Scalar) -> Form:
+    def _access(self, pointer: Local, index: Scalar, size: int = 4) -> Form:
         form: Form = ("a", (pointer.index, index))
         if form not in self._accesses:
             terms = tuple(self._terms(index, 1, ()))
@@ -173,7 +177,7 @@ class Lanes:
                 mine = [t for t in terms if t.needs & {self.vector, ACC_AXIS}]
                 regular = all(t.inner is not None and t.inner.op is Op.AXIS for t in mine)
                 step = tuple(mine) if regular else None
-            self._accesses[form] = _Access(pointer, index, terms, step)
+            self._accesses[form] = _Access(pointer, size, index, terms, step)
         return form
 
     def _terms(self, node: Scalar, constant: int, factors: tuple[Scalar, ...]) -> Iterator[_Term]:
@@ -232,7 +236,8 @@ class Lanes:
         return [("v", a) for a in node.args]
 
     def _load_access(self, node: Scalar) -> Form:
-        return self._access(self._operand(node)[0], node.args[0])
+        pointer, storage = self._operand(node)
+        return self._access(pointer, node.args[0], storage.bytes)
 
     def _operand(self, node: Scalar) -> tuple[Local, Storage]:
         operand = self.operands[int(node.value or 0)]
@@ -312,7 +317,7 @@ class Lanes:
             return
         rest = tuple(t for t in remaining if not self._bound(t.needs))
         for term in now:
-            address = address + self._term(term) * 4
+            address = address + self._term(term) * access.bytes
         if rest and len(address.terms) > 1:
             address = affine(self.f.value(Int(0, address.terms))) + address.constant
         state.partial[form] = (address, rest)
@@ -352,8 +357,9 @@ class Lanes:
         f = self.f
         result = f.local(I32)
         if node.op is Op.LOAD:
-            self._operand(node)
-            f.i32_load(addr=self._address(self._load_access(node)))
+            form = self._load_access(node)
+            load = f.i32_load8_s if self._accesses[form].bytes == 1 else f.i32_load
+            load(addr=self._address(form))
         elif not self._integer(node):
             self._push(node)
             f.i32x4_extract_lane(0)
@@ -499,9 +505,11 @@ class Lanes:
 
     def _load(self, node: Scalar) -> None:
         f = self.f
-        self._operand(node)
         form = self._load_access(node)
         access = self._accesses[form]
+        if access.bytes == 1:
+            self._load_bytes(node, form)
+            return
         if access.step is None:
             self._gather(access.pointer, node.args[0])
             return
@@ -523,11 +531,45 @@ class Lanes:
                 f.v128_load32_lane(lane, offset)
             f.free_local(lanes)
 
+    def _load_bytes(self, node: Scalar, form: Form) -> None:
+        """Signed bytes as four i32."""
+        f, access = self.f, self._accesses[form]
+        alone = self.vector is None
+        if access.step is not None:
+            address = self._address(form)
+            if access.constant_step == 1 and not alone:
+                f.v128_load32_zero(addr=address)
+                f.i16x8_extend_low_i8x16_s()
+                f.i32x4_extend_low_i16x8_s()
+                return
+            f.i32_load8_s(addr=address)
+            f.i32x4_splat()
+            if not alone and not self._uniform(node):
+                for lane in range(1, 4):
+                    f.i32_load8_s(addr=address + self._lane_step(access, lane))
+                    f.i32x4_replace_lane(lane)
+            return
+        indexes = f.local(V128)
+        self._push(node.args[0])
+        f.push(access.pointer)
+        f.i32x4_splat()
+        f.i32x4_add()
+        f.set(indexes)
+        for lane in range(1 if alone else 4):
+            f.get(indexes)
+            f.i32x4_extract_lane(lane)
+            f.i32_load8_s()
+            if lane:
+                f.i32x4_replace_lane(lane)
+            else:
+                f.i32x4_splat()
+        f.free_local(indexes)
+
     def _lane_step(self, access: _Access, lane: int) -> Int:
         """Bytes from lane 0 to `lane`."""
         total = affine(0)
         for term in access.step or ():
-            step = affine(term.constant * 4 * lane)
+            step = affine(term.constant * access.bytes * lane)
             for factor in term.factors:
                 step = step * self.integer(factor)
             total = total + step

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from .. import scalar as sc
 from ..caps import WgslCaps
 from ..dims import Dim, ceildiv, product
 from ..scalar import Op, Scalar, Type
-from ..spec import Conv, View
+from ..spec import Conv, Storage, View
+from . import int8
 from . import product as core
 from .kernel import WgslKernel
 from .module import Module, dim_multiple, dim_text, fold_grid, unravel
@@ -72,7 +74,7 @@ def render(spec: Conv, knobs: core.Knobs | Depthwise) -> WgslKernel:
     taps = spec.kernel[0] * spec.kernel[1]
     grouped = spec.groups > 1
 
-    def loads(module: Module) -> None:
+    def define_a(module: Module, name: str = "a") -> None:
         tap = sc.binary(Op.UDIV, k, sc.const(cin)) if taps > 1 else sc.const(0)
         c = sc.binary(Op.UMOD, k, sc.const(cin)) if taps > 1 else k
         ky = sc.binary(Op.UDIV, tap, sc.const(spec.kernel[1]))
@@ -80,7 +82,10 @@ def render(spec: Conv, knobs: core.Knobs | Depthwise) -> WgslKernel:
         index, inside = _source(spec, pixel, ky, kx, z * cin + c if grouped else c)
         # Four steps of k are four channels of one tap when the channels come in fours.
         vector = not isinstance(knobs, Few) and cin % 4 == 0 and _wide_input(spec)
-        core.define_a(module, index, inside, taps * cin, vector)
+        core.define_a(module, index, inside, taps * cin, vector, name)
+
+    def loads(module: Module) -> None:
+        define_a(module)
         core.define_b_panels(module, cout, taps * cin, grouped)
 
     coordinates = [*pixel, z * cout + sc.axis(2) if grouped else sc.axis(2)]
@@ -88,15 +93,18 @@ def render(spec: Conv, knobs: core.Knobs | Depthwise) -> WgslKernel:
     def axis(node: Scalar) -> Scalar | None:
         return coordinates[int(node.value or 0)] if node.op is Op.AXIS else None
 
-    def put(module: Module) -> None:
+    def put(module: Module, put4: str = "put4") -> None:
         module.puts(
             sc.transform(spec.final, axis), _place(spec.out, coordinates), ("z", "m", "n"),
-            Type.F32, lane=2, lane_size=cout, guarded=frozenset((0, 1)),
+            Type.F32, lane=2, lane_size=cout, guarded=frozenset((0, 1)), put4=put4,
         )  # fmt: skip
 
     def module() -> Module:
         return Module(spec.operands, spec.output, spec.n_args)
 
+    if spec.operands[1] is Storage.I8:
+        raw = partial(define_a, name="raw")
+        return int8.render(_product(spec), knobs, "conv", module, raw, put)
     return core.render(_product(spec), knobs, core.Parts("conv", module, loads, put))
 
 

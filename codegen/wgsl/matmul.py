@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from .. import scalar as sc
 from ..caps import WgslCaps
 from ..dims import Dim, product
 from ..scalar import Op, Scalar, Type
-from ..spec import Matmul, View
+from ..spec import Matmul, Storage, View
+from . import int8
 from . import product as core
 from .kernel import WgslKernel
 from .module import Module, dim_multiple, runs_along
@@ -30,9 +33,12 @@ def render(spec: Matmul, knobs: core.Knobs) -> WgslKernel:
     rank = len(batch)
     a, b = _index(spec.a, batch), _index(spec.b, batch) if spec.b else None
 
-    def loads(module: Module) -> None:
+    def define_a(module: Module, name: str = "a") -> None:
         along_k = runs_along(a, 2) and dim_multiple(spec.k, 4)
-        core.define_a(module, a, None, spec.k, along_k and not isinstance(knobs, Few))
+        core.define_a(module, a, None, spec.k, along_k and not isinstance(knobs, Few), name)
+
+    def loads(module: Module) -> None:
+        define_a(module)
         if b is None:
             core.define_b_panels(module, spec.n, spec.k, False)
         else:
@@ -44,15 +50,18 @@ def render(spec: Matmul, knobs: core.Knobs) -> WgslKernel:
         number = int(node.value or 0)
         return batch[number] if number < rank else sc.axis(1 + number - rank)
 
-    def put(module: Module) -> None:
+    def put(module: Module, put4: str = "put4") -> None:
         module.puts(
             sc.transform(spec.final, axis), _index(spec.out, batch), ("z", "m", "n"), Type.F32,
-            lane=2, lane_size=spec.n, guarded=frozenset((0, 1)),
+            lane=2, lane_size=spec.n, guarded=frozenset((0, 1)), put4=put4,
         )  # fmt: skip
 
     def module() -> Module:
         return Module(spec.operands, spec.output, spec.n_args)
 
+    if spec.operands[1] is Storage.I8:
+        raw = partial(define_a, name="raw")
+        return int8.render(_product(spec), knobs, "matmul", module, raw, put)
     return core.render(_product(spec), knobs, core.Parts("matmul", module, loads, put))
 
 

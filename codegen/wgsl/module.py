@@ -137,7 +137,7 @@ class Module:
         """Four elements of a vector-bound operand, widened; `index` counts vectors."""
         self.used.add(operand)
         self.vector.add(operand)
-        text = f"in{operand}[{index}]"
+        text = f"in{operand}[{index}]"  # of I8: four words
         return f"vec4<f32>({text})" if self.operands[operand] is Storage.F16 else text
 
     def stored(self, text: str, type_: Type) -> str:
@@ -160,6 +160,7 @@ class Module:
         lane_size: Dim = 1,
         vector: bool = True,
         guarded: frozenset[int] = frozenset(),
+        put4: str = "put4",
     ) -> None:
         """Functions `put(axes..., acc)` and, with a lane axis, `put4(axes..., acc4)`.
 
@@ -180,7 +181,7 @@ class Module:
         passed = [name for name, _ in params.values()]
         if wide:
             assert lane is not None
-            self._put4_wide(params, value, index, axes, acc, lane, lane_loads)
+            self._put4_wide(params, value, index, axes, acc, lane, lane_loads, put4)
             return
         heads = [f"{n}: {t}" for n, t in params.values()]
         speller = self.speller({node: text for node, (text, _) in params.items()})
@@ -189,7 +190,7 @@ class Module:
         call = self.stored(f"value_of({', '.join(passed)})", value.type)
         self.text(f"fn put({', '.join(heads)}) {{", [*speller.lines, f"out[{at}] = {call};"])
         if lane is not None:
-            self._put4_narrow(axes, acc, lane, lane_size)
+            self._put4_narrow(axes, acc, lane, lane_size, put4)
 
     def _lane_loads(
         self, value: Scalar, index: Scalar, lane: int | None, guarded: frozenset[int]
@@ -199,6 +200,7 @@ class Module:
         everywhere = loads(value, index)
         scalar = {o for n, o in everywhere.items() if not runs_along(n.args[0], lane)} | guarded
         scalar |= set(loads(index).values())
+        scalar |= {o for o, storage in enumerate(self.operands) if storage is Storage.I8}
         nested = {m for n in everywhere for m in loads(n.args[0])}
         scalar |= {everywhere[n] for n in nested}
         return {n: o for n, o in everywhere.items() if o not in scalar}
@@ -212,8 +214,9 @@ class Module:
         acc: Type | None,
         lane: int,
         lane_loads: Mapping[Scalar, int],
+        name: str,
     ) -> None:
-        heads = [f"{name}: i32" for name in axes]
+        heads = [f"{a}: i32" for a in axes]
         if acc is not None:
             heads.append(f"acc: vec4<{WGSL_TYPE[acc]}>")
         speller = self.speller({sc.axis(i): name for i, name in enumerate(axes)})
@@ -234,12 +237,12 @@ class Module:
         body.append(f"out[u32({places[0]}) / 4u] = vec4<{element}>(")
         body += [f"  {call}{',' if i < 3 else ');'}" for i, call in enumerate(calls)]
         self.output_vector = True
-        self.text(f"fn put4({', '.join(heads)}) {{", body)
+        self.text(f"fn {name}({', '.join(heads)}) {{", body)
 
     def _put4_narrow(
-        self, axes: Sequence[str], acc: Type | None, lane: int, lane_size: Dim
+        self, axes: Sequence[str], acc: Type | None, lane: int, lane_size: Dim, name: str
     ) -> None:
-        heads = [f"{name}: i32" for name in axes]
+        heads = [f"{a}: i32" for a in axes]
         if acc is not None:
             heads.append(f"acc: vec4<{WGSL_TYPE[acc]}>")
         body = []
@@ -252,7 +255,7 @@ class Module:
                 body.append(call)
             else:
                 body.append(f"if (u32({axes[lane]} + {i}) < {dim_text(lane_size)}) {{ {call} }}")
-        self.text(f"fn put4({', '.join(heads)}) {{", body)
+        self.text(f"fn {name}({', '.join(heads)}) {{", body)
 
     # ---- the whole -----------------------------------------------------------------------------
 

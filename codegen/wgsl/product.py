@@ -410,8 +410,10 @@ def _render_split(p: Product, t: Tile, module: Module, parts: Parts) -> WgslKern
     )
 
 
-def define_a(module: Module, index: Scalar, inside: Scalar | None, k: Dim, vector: bool) -> None:
-    """a_at and a_load for operand 0; `index` and `inside` are over AXIS (z, m, k).
+def define_a(
+    module: Module, index: Scalar, inside: Scalar | None, k: Dim, vector: bool, name: str = "a"
+) -> None:
+    """NAME_at and NAME_load for operand 0; `index` and `inside` are over AXIS (z, m, k).
 
     Where `inside` is false the element is 0. `vector`: index runs along k, K is a multiple of 4.
     """
@@ -427,23 +429,23 @@ def define_a(module: Module, index: Scalar, inside: Scalar | None, k: Dim, vecto
         body.append(f"if (!{spelled[1]}) {{ return {zero}; }}")
     if vector:
         value = module.element4(0, f"u32({at}) / 4u")
-        module.text(f"fn a_load{head} -> vec4<f32> {{", [
+        module.text(f"fn {name}_load{head} -> vec4<f32> {{", [
             f"if (u32(k) >= {dim_text(k)}) {{ return vec4<f32>(); }}", *body, f"return {value};",
         ])  # fmt: skip
-        module.text(f"fn a_at{head} -> f32 {{", ["return a_load(z, m, k & ~3)[k & 3];"])
+        module.text(f"fn {name}_at{head} -> f32 {{", [f"return {name}_load(z, m, k & ~3)[k & 3];"])
         return
-    module.text(f"fn a_at{head} -> f32 {{", [*body, f"return {module.element(0, at)};"])
+    module.text(f"fn {name}_at{head} -> f32 {{", [*body, f"return {module.element(0, at)};"])
     lines = ["var v = vec4<f32>();"]
     for i, c in enumerate("xyzw"):
         step = f"k + {i}" if i else "k"
-        lines.append(f"if (u32({step}) < {dim_text(k)}) {{ v.{c} = a_at(z, m, {step}); }}")
+        lines.append(f"if (u32({step}) < {dim_text(k)}) {{ v.{c} = {name}_at(z, m, {step}); }}")
     if dim_multiple(k, 4):
-        inner = ", ".join(f"a_at(z, m, k{f' + {i}' if i else ''})" for i in range(4))
+        inner = ", ".join(f"{name}_at(z, m, k{f' + {i}' if i else ''})" for i in range(4))
         lines = [f"if (u32(k) >= {dim_text(k)}) {{ return vec4<f32>(); }}",
                  f"return vec4<f32>({inner});"]  # fmt: skip
     else:
         lines.append("return v;")
-    module.text(f"fn a_load{head} -> vec4<f32> {{", lines)
+    module.text(f"fn {name}_load{head} -> vec4<f32> {{", lines)
 
 
 def define_b_panels(module: Module, n: Dim, k: Dim, panels: bool) -> None:

@@ -16,7 +16,8 @@ from ..scalar import Op, Scalar, Type, walk
 from ..spec import Storage
 
 WGSL_TYPE = {Type.F32: "f32", Type.I32: "i32", Type.BOOL: "bool"}
-ELEMENT = {Storage.F32: "f32", Storage.F16: "f16", Storage.I32: "i32"}
+ELEMENT = {Storage.F32: "f32", Storage.F16: "f16", Storage.I32: "i32", Storage.I8: "i32"}
+"""What a buffer is an array of; an i32 holds four I8."""
 
 # Long enough to keep ordinary expressions whole, short enough to read.
 _LONGEST_EXPRESSION = 160
@@ -347,6 +348,9 @@ class Speller:
             operand = int(node.value or 0)
             self.loaded.add(operand)
             text = f"in{operand}[{x[0]}]"
+            if self.storage[operand] is Storage.I8:
+                at = f"u32({x[0]})"
+                return f"extractBits(in{operand}[{at} / 4u], {at} % 4u * 8u, 8u)"
             return f"f32({text})" if self.storage[operand] is Storage.F16 else text
         return self._operator(node, x)
 

@@ -25,6 +25,7 @@ _STORAGE: dict[Storage, Any] = {
     Storage.F32: np.dtype(np.float32),
     Storage.F16: np.dtype(np.float16),
     Storage.I32: np.dtype(np.int32),
+    Storage.I8: np.dtype(np.int8),
 }
 
 

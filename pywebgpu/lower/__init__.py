@@ -20,7 +20,6 @@ from . import (  # noqa: F401  (each registers its operators)
     norm,
     pool,
     quantize,
-    recurrent,
     reduce,
     resize,
     sample,
@@ -28,16 +27,17 @@ from . import (  # noqa: F401  (each registers its operators)
     signal,
 )
 from .engine import Lowering, supported
+from .int8 import Int8
 
-__all__ = ["Lowering", "lower", "supported"]
+__all__ = ["Int8", "Lowering", "lower", "supported"]
 
 
-def lower(graph: Graph) -> Lowering:
-    """The program of `graph`.
+def lower(graph: Graph, int8: Int8 | None = None) -> Lowering:
+    """The program of `graph`; with `int8`, constant operands become bytes where it says so.
 
     Raises:
         UnsupportedError: an operator, or a use of one, that cannot be lowered.
     """
-    lowering = Lowering(graph)
+    lowering = Lowering(graph, int8)
     lowering.run()
     return lowering

@@ -13,10 +13,10 @@ from ..codegen.dims import Dim, ceildiv, dim_max, product
 from ..codegen.scalar import Op, Scalar, Type
 from ..codegen.spec import Conv, KernelSpec, Matmul, ReduceOp, Storage, View
 from ..graph import DType, Node
-from ..packing import pack_conv, pack_depthwise, pack_panels
-from .engine import Lowering
+from ..packing import pack_conv, pack_depthwise
+from .engine import Build, Lowering
 from .index import Space, unravel
-from .matmul import contiguous_unit
+from .matmul import contiguous_unit, matrix_weights
 from .movement import clamp, reshaped
 from .registry import lowers
 from .values import Coordinates, Value
@@ -101,7 +101,8 @@ def lower_conv(lw: Lowering, node: Node) -> Value:
     else:
         # A product's rows cannot be stored channels first, as an output wants them.
         rows = shape[0] == 1 or not lw.becomes_output(node.outputs[0])
-        result = convolve(lw, dtype, shape, x, w.constant, window, groups, rows)
+        name = w.name or "constant"
+        result = convolve(lw, dtype, shape, x, w.constant, window, groups, rows, name)
     return _with_bias(lw, node, dtype, shape, result, spatial)
 
 
@@ -114,8 +115,12 @@ def convolve(
     window: Window,
     groups: int,
     rows: bool = True,
+    name: str = "",
 ) -> Value:
-    """1-D or 2-D convolution with constant weights; `rows`: 1x1 may become a product."""
+    """1-D or 2-D convolution with constant weights; `rows`: 1x1 may become a product.
+
+    name: the weight's, where it may become bytes.
+    """
     weight = weight.astype(np.float32)
     plain = (
         rows
@@ -124,7 +129,7 @@ def convolve(
         and set(window.before) | set(window.after) == {0}
     )
     if plain:
-        found = _as_product(lw, dtype, shape, x, weight)
+        found = _as_product(lw, dtype, shape, x, weight, name)
         if found is not None:
             return found
     return _as_conv(lw, dtype, shape, x, weight, window, groups)
@@ -141,8 +146,9 @@ def _spatial(c: Sequence[Scalar], rank: int) -> tuple[Scalar, ...]:
 
 
 def _as_product(
-    lw: Lowering, dtype: DType, shape: tuple[Dim, ...], x: Value, weight: np.ndarray[Any, Any]
-) -> Value | None:
+    lw: Lowering, dtype: DType, shape: tuple[Dim, ...], x: Value, weight: np.ndarray[Any, Any],
+    name: str,
+) -> Value | None:  # fmt: skip
     """A 1x1 convolution: pixels are rows. None where the image is not rows of channels."""
     cout, cin = weight.shape[:2]
     pixels = (shape[0], *shape[2:])
@@ -161,7 +167,7 @@ def _as_product(
     if found is None or not channels_adjacent(found[1]):
         return None
     source, view = found
-    weights = lw.weight(pack_panels(weight.reshape(cout, cin).T), Storage.F32)
+    weights, scratch = matrix_weights(lw, weight.reshape(cout, cin).T, name)
 
     def build(final: Scalar, store: Any) -> KernelSpec:
         return Matmul(
@@ -169,7 +175,7 @@ def _as_product(
             contiguous_unit(store, 1, cout), final, (), _storage(final),
         )  # fmt: skip
 
-    return lw.core(dtype, shape, (m, cout), there, build, fixed=(source, weights))
+    return lw.core(dtype, shape, (m, cout), there, Build(build, scratch), fixed=(source, weights))
 
 
 def _storage(final: Scalar) -> Storage:

@@ -41,6 +41,7 @@ from .cost import (
 )
 from .finish import close, tidy_axes
 from .index import Space
+from .int8 import Int8, table_reader
 from .order import larger, period, preferred_order
 from .registry import LOWERINGS
 from .tied import read_from_panels, tied_tables
@@ -61,8 +62,9 @@ from .weights import Weights
 class Lowering:
     """State of one graph's lowering, and the vocabulary that the category files are written in."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, int8: Int8 | None = None) -> None:
         self.graph = graph
+        self.int8 = int8
         self.values: dict[str, Value] = {}
         self.buffers: list[BufferInfo] = []
         self.steps: list[Emitted] = []
@@ -82,8 +84,10 @@ class Lowering:
 
         self._interior = regions.interior_values(graph)
         self._users = graph.consumers()
-        self._tied = tied_tables(graph)
-        self._node: Node | None = None
+        self._tied = tied_tables(graph) if int8 is None else {}
+        self._byte_tables = int8.tables(graph) if int8 is not None else set()
+        self.node: Node | None = None
+        """What is being lowered."""
 
     # -- the walk ------------------------------------------------------------------------------
 
@@ -110,7 +114,7 @@ class Lowering:
         self._finish_outputs()
 
     def _lower(self, node: Node) -> None:
-        self._node = node
+        self.node = node
         known = [n for n in node.outputs if n and n in self.graph.values]
         if known and len(known) == len([n for n in node.outputs if n]):
             results = [self._known(n) for n in node.outputs if n]
@@ -220,6 +224,9 @@ class Lowering:
             if name in self._tied:
                 packed = pack_panels(self._tied[name].astype(np.float32))
                 value.read = read_from_panels(self.weight(packed, Storage.F32), array.shape[1])
+            if self.int8 is not None and name in self._byte_tables:
+                value.read = table_reader(self.weight, array)
+                self.int8.note(name, array.T)
             self.values[name] = value
         return self.values[name]
 
@@ -674,7 +681,7 @@ class Lowering:
     ) -> Value:
         """A pending value: `coordinates` maps the core's axes to the value's coordinates."""
         space = Space(extents)
-        label = "" if self._node is None else self._node.name or self._node.op
+        label = "" if self.node is None else self.node.name or self.node.op
         ranks = tuple(priority if priority is not None else range(len(extents)))
         core = Core(space, build, tuple(fixed), affine, final, ranks, label)
         there = tuple(space.simplify(c) for c in coordinates(space.axes))
@@ -764,7 +771,7 @@ class Lowering:
         for position, axis in enumerate(order):
             priority[axis] = position
         result = self.core(
-            dtype, shape, extents, place, _Build(build, tuple(loads(value))), affine=False,
+            dtype, shape, extents, place, Build(build, tuple(loads(value))), affine=False,
             priority=priority, expr=Space(extents).simplify(expr),
         )  # fmt: skip
         return result
@@ -808,8 +815,9 @@ class Lowering:
         return None if view is None else (int(element.value or 0), view)
 
 
-class _Build:
-    """A core's `build` that also tells how many buffers its inner expression reads."""
+class Build:
+    """A core's `build` that also tells which buffers its kernel binds beside `fixed` and those of
+    its epilogue: what its inner expression reads, or scratch that counts like a buffer."""
 
     def __init__(self, build: Callable[[Scalar, Any], KernelSpec], reads: tuple[int, ...]) -> None:
         self._build = build

@@ -12,8 +12,8 @@ from ..codegen.dims import Dim, product
 from ..codegen.scalar import Scalar, Type
 from ..codegen.spec import KernelSpec, Matmul, ReduceOp, Storage, View
 from ..graph import DType, Node
-from ..packing import pack_panels
-from .engine import Lowering, convert
+from ..packing import pack_int8_panels, pack_panels
+from .engine import Build, Lowering, convert
 from .index import unravel
 from .movement import reshaped, transposed
 from .registry import lowers
@@ -44,7 +44,7 @@ def matmul(lw: Lowering, dtype: DType, shape: Sequence[Dim], a: Value, b: Value)
         result = _integer(lw, dtype, full, k, a, b)
     elif b.constant is not None and product(b.shape[:-2]) == 1:
         matrix = b.constant.reshape(b.constant.shape[-2:])
-        result = packed(lw, dtype, full, a, matrix)
+        result = packed(lw, dtype, full, a, matrix, b.name or "constant")
     else:
         result = _batched(lw, dtype, full, a, b)
     return result if full == shape else reshaped(lw, result, shape)
@@ -60,16 +60,22 @@ def reshaped_constant(lw: Lowering, x: Value, shape: tuple[Dim, ...]) -> Value:
     """Reshape that keeps a constant a constant."""
     if x.constant is None:
         return reshaped(lw, x, shape)
-    return lw.constant(x.constant.reshape([int(s) for s in shape if isinstance(s, int)]), x.dtype)
+    sizes = [int(s) for s in shape if isinstance(s, int)]
+    return lw.constant(x.constant.reshape(sizes), x.dtype, x.name)
 
 
-def packed(lw: Lowering, dtype: DType, shape: tuple[Dim, ...], a: Value, matrix: Array) -> Value:
-    """Product with a constant K x N matrix: all rows of `a` are one long batch-free operand."""
+def packed(
+    lw: Lowering, dtype: DType, shape: tuple[Dim, ...], a: Value, matrix: Array, name: str = ""
+) -> Value:
+    """Product with a constant K x N matrix: all rows of `a` are one long batch-free operand.
+
+    name: the constant's, where it may become bytes.
+    """
     k, n = matrix.shape
     rows = shape[:-1]
     m = product(rows)
     source, view = lw.view(a, (m, k), lambda c: _broadcast_rows(a, rows, c))
-    weights = lw.weight(pack_panels(matrix.astype(np.float32)), Storage.F32)
+    weights, scratch = matrix_weights(lw, matrix, name)
 
     def build(final: Scalar, store: Any) -> KernelSpec:
         return Matmul(
@@ -78,9 +84,19 @@ def packed(lw: Lowering, dtype: DType, shape: tuple[Dim, ...], a: Value, matrix:
         )  # fmt: skip
 
     return lw.core(
-        dtype, shape, (m, n), lambda c: (*unravel(c[0], rows), c[1]), build,
+        dtype, shape, (m, n), lambda c: (*unravel(c[0], rows), c[1]), Build(build, scratch),
         fixed=(source, weights),
     )  # fmt: skip
+
+
+def matrix_weights(lw: Lowering, matrix: Array, name: str) -> tuple[int, tuple[int, ...]]:
+    """The buffer of a packed K x N constant, and what else its kernel binds (see `Build`)."""
+    node = "" if lw.node is None else lw.node.name
+    if name and lw.int8 is not None and lw.int8.takes(matrix, node, name):
+        lw.int8.note(name, matrix)
+        weights = lw.weight(pack_int8_panels(matrix), Storage.I8)
+        return weights, (weights,)
+    return lw.weight(pack_panels(matrix.astype(np.float32)), Storage.F32), ()
 
 
 def _broadcast_rows(a: Value, rows: tuple[Dim, ...], c: Coordinates) -> Coordinates:
@@ -175,7 +191,7 @@ def transposed_constant(lw: Lowering, x: Value) -> Value:
     """Transpose of a matrix that keeps a constant a constant."""
     if x.constant is None:
         return transposed(lw, x, (1, 0))
-    return lw.constant(np.ascontiguousarray(x.constant.T), x.dtype)
+    return lw.constant(np.ascontiguousarray(x.constant.T), x.dtype, x.name)
 
 
 @lowers("FusedMatMul", domain="com.microsoft")

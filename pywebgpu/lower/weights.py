@@ -13,7 +13,12 @@ from .values import Array
 ALIGN = 256
 """WebGPU binds storage buffers at multiples of this."""
 
-_NUMPY = {Storage.F32: np.float32, Storage.F16: np.float16, Storage.I32: np.int32}
+_NUMPY = {
+    Storage.F32: np.float32,
+    Storage.F16: np.float16,
+    Storage.I32: np.int32,
+    Storage.I8: np.int8,
+}
 
 
 class Weights:

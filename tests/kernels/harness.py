@@ -40,10 +40,16 @@ GARBAGE = {
     Storage.F32: np.dtype(np.float32).type(np.nan),
     Storage.F16: np.dtype(np.float16).type(np.nan),
     Storage.I32: np.int32(-0x7EDCBA99),
+    Storage.I8: np.int8(-103),
 }
 """What buffers hold before a run: no correct result contains it."""
 
-DTYPE = {Storage.F32: np.float32, Storage.F16: np.float16, Storage.I32: np.int32}
+DTYPE = {
+    Storage.F32: np.float32,
+    Storage.F16: np.float16,
+    Storage.I32: np.int32,
+    Storage.I8: np.int8,
+}
 
 
 @dataclass(frozen=True)
@@ -213,7 +219,8 @@ def _shader(spec: KernelSpec, knobs: Any) -> WgslKernel:
 
 
 def _wgpu_buffer(elements: Array, storage: Storage) -> Any:
-    tail = np.full(MARGIN // storage.bytes, GARBAGE[storage], DTYPE[storage])
+    odd = -elements.size % 4 if storage is Storage.I8 else 0  # a binding is whole words
+    tail = np.full(MARGIN // storage.bytes + odd, GARBAGE[storage], DTYPE[storage])
     padded = np.concatenate([elements.ravel(), tail])
     buffer = _gpu().buffer(padded.nbytes)
     _gpu().write(buffer, padded.view(np.uint8))

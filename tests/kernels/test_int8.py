@@ -1,0 +1,152 @@
+"""int8 products on every executor against exact integers.
+
+The integers must be the reference's own, so all that differs is a few roundings of f32 after them:
+tolerances are relative, with nothing allowed for a number that was rounded to its neighbour.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pywebgpu.codegen import scalar as sc
+from pywebgpu.codegen.dims import Dim, symbol
+from pywebgpu.codegen.scalar import Op, Scalar, Type
+from pywebgpu.codegen.spec import Map, Matmul, Storage, View
+from pywebgpu.packing import pack_int8_panels, pack_int8_quantised
+from tests.kernels.harness import check, executors, run_spec, some, space
+
+F32, I8 = Storage.F32, Storage.I8
+WASM = executors("wasm")
+
+
+def product(m: Dim, n: int, k: int, final: Scalar, loads: int = 0, transposed: bool = False) -> Any:
+    a = View((1, m)) if transposed else View((k, 1))
+    operands = (F32, I8, *(F32,) * loads)
+    return Matmul((), m, n, k, a, None, View((n, 1)), final, operands, F32, 1)
+
+
+def relu_of_bias() -> Scalar:
+    return sc.binary(Op.MAX, sc.acc() + sc.load(2, sc.axis(1)), 0.0)
+
+
+def check_product(
+    executor: str, sizes: tuple[int, int, int], dynamic: bool, transposed: bool,
+    rng: np.random.Generator, pick: int | None = None,
+) -> None:  # fmt: skip
+    m, n, k = sizes
+    spec = product(symbol("a0") if dynamic else m, n, k, relu_of_bias(), 1, transposed)
+    a = (rng.standard_normal((m, k)) * rng.uniform(0.01, 100)).astype(np.float32)
+    a += rng.choice([0.0, 1.0, -30.0])
+    b = rng.standard_normal((k, n)).astype(np.float32)
+    bias = rng.standard_normal(n).astype(np.float32)
+    operands = [a.T if transposed else a, pack_int8_panels(b), bias]
+    scale = float(np.abs(a).max(initial=1e-3)) * max(k, 1)
+    candidates = some(executor, space(executor, spec), pick)
+    check(executor, spec, operands, [m], m * n, rtol=3e-6, atol=1e-6 * scale, candidates=candidates)
+
+
+@pytest.mark.parametrize("executor", executors())
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(
+    "sizes",
+    [(64, 48, 32), (1, 100, 33), (2, 40, 16), (3, 33, 9), (13, 17, 19), (1, 1, 1), (130, 16, 7),
+     (5, 9, 384), (0, 8, 4), (600, 8, 80)],
+)  # fmt: skip
+def test_product(executor: str, sizes: tuple[int, int, int], dynamic: bool) -> None:
+    check_product(executor, sizes, dynamic, False, np.random.default_rng())
+
+
+@pytest.mark.parametrize("executor", WASM)
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(0, 41), st.integers(1, 41), st.integers(1, 70)),
+    dynamic=st.booleans(),
+    transposed=st.booleans(),
+    pick=st.integers(0, 11),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_size(
+    executor: str,
+    sizes: tuple[int, int, int],
+    dynamic: bool,
+    transposed: bool,
+    pick: int,
+    seed: int,
+) -> None:
+    check_product(executor, sizes, dynamic, transposed, np.random.default_rng(seed), pick)
+
+
+@pytest.mark.parametrize("executor", WASM)
+@pytest.mark.parametrize("weight", [127, -127, -128])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_extremes_do_not_saturate(executor: str, weight: int, sign: float) -> None:
+    """All products at their largest, over a long K: no sum of two may leave 16 bits."""
+    m, n, k = 5, 11, 1028
+    spec = product(m, n, k, sc.acc())
+    panels = pack_int8_quantised(np.full((k, n), weight, np.int8), np.ones(n, np.float32))
+    a = np.full((m, k), sign, np.float32)
+    for knobs in space(executor, spec):
+        got = run_spec(executor, spec, knobs, [a, panels], [m], m * n)
+        np.testing.assert_array_equal(got, np.float32(sign * k * weight))
+
+
+@pytest.mark.parametrize("executor", WASM)
+def test_integers_come_through_unrounded(executor: str) -> None:
+    """Numbers that need no rounding give the exact product: 0 .. 127 with one 127 per row."""
+    rng = np.random.default_rng()
+    m, n, k = 9, 20, 67
+    a = rng.integers(0, 128, (m, k)).astype(np.float32)
+    a[:, 3] = 127
+    b = rng.integers(-128, 128, (k, n))
+    spec = product(m, n, k, sc.acc())
+    operands = [a, pack_int8_quantised(b.astype(np.int8), np.ones(n, np.float32))]
+    for knobs in space(executor, spec):
+        got = run_spec(executor, spec, knobs, operands, [m], m * n).reshape(m, n)
+        np.testing.assert_array_equal(got, a.astype(np.int64) @ b)
+
+
+@pytest.mark.parametrize("executor", WASM)
+@pytest.mark.parametrize("special", [np.nan, -np.nan, np.inf, -np.inf])
+def test_specials_make_their_row_nan_and_no_other(executor: str, special: float) -> None:
+    rng = np.random.default_rng()
+    a = rng.standard_normal((9, 21)).astype(np.float32)
+    a[4, 19] = special
+    spec = product(9, 20, 21, sc.acc())
+    panels = pack_int8_panels(rng.standard_normal((21, 20)))
+    for knobs in space(executor, spec):
+        got = run_spec(executor, spec, knobs, [a, panels], [9], 180).reshape(9, 20)
+        np.testing.assert_array_equal(np.isnan(got).all(1), np.arange(9) == 4)
+        np.testing.assert_array_equal(np.isfinite(got).all(1), np.arange(9) != 4)
+
+
+@pytest.mark.parametrize("executor", WASM)
+@pytest.mark.parametrize("value", [0.0, -0.0, 1e-38, -3e-39])
+def test_rows_without_a_range_are_zero(executor: str, value: float) -> None:
+    a = np.full((3, 17), value, np.float32)
+    spec = product(3, 8, 17, sc.acc())
+    panels = pack_int8_panels(np.ones((17, 8)))
+    for knobs in space(executor, spec):
+        got = run_spec(executor, spec, knobs, [a, panels], [3], 24)
+        np.testing.assert_array_equal(got, np.zeros(24))
+
+
+@pytest.mark.parametrize("executor", executors())
+@pytest.mark.parametrize("columns", [12, 7])
+def test_bytes_are_read_along_lanes_across_them_and_by_index(executor: str, columns: int) -> None:
+    rng = np.random.default_rng()
+    table = rng.integers(-128, 128, (9, columns)).astype(np.int8)
+    rows, scale = rng.integers(0, 9, 11), rng.uniform(0.5, 2, 9)
+    i, j = sc.axis(0), sc.axis(1)
+    row = sc.load(1, i, Type.I32)
+    along = sc.load(0, row * columns + j, Type.I32)
+    across = sc.load(0, sc.load(1, j, Type.I32) * columns + i, Type.I32)
+    for value, shape in ((along, (11, columns)), (across, (columns, 11))):
+        at = row if shape[0] == 11 else sc.const(0)
+        scaled = sc.unary(Op.TO_F32, value) * sc.load(2, at)
+        spec = Map(shape, scaled, sc.linear((i, j), shape), (I8, Storage.I32, F32), F32)
+        check(executor, spec, [table, rows, scale], (), 11 * columns)
