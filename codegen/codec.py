@@ -21,14 +21,18 @@ from .spec import FAMILIES, KernelSpec, View, family
 
 def spec_to_json(spec: KernelSpec) -> dict[str, Any]:
     """A JSON-ready dict; `spec_from_json` gives back an equal spec."""
-    scalars = [
-        v for f in dataclasses.fields(spec) if isinstance(v := getattr(spec, f.name), Scalar)
-    ]
+    scalars = [v for f in dataclasses.fields(spec) for v in _scalars(getattr(spec, f.name))]
     nodes = {node: i for i, node in enumerate(sc.walk(scalars))}
     data: dict[str, Any] = {"family": family(spec), "nodes": [_node(n, nodes) for n in nodes]}
     for f in dataclasses.fields(spec):
         data[f.name] = _encode(getattr(spec, f.name), nodes)
     return data
+
+
+def _scalars(value: Any) -> list[Scalar]:
+    if isinstance(value, tuple):
+        return [found for item in value for found in _scalars(item)]
+    return [value] if isinstance(value, Scalar) else []
 
 
 def _node(node: Scalar, numbers: dict[Scalar, int]) -> list[Any]:

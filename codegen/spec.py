@@ -243,7 +243,82 @@ class Attention:
     n_args: int = 0
 
 
-KernelSpec = Map | Reduce | Row | Matmul | Conv | Attention
+class Cell(enum.Enum):
+    """What a recurrent layer computes in a step; gates in ONNX's order."""
+
+    LSTM = "lstm"  # i, o, f, c
+    GRU = "gru"  # z, r, h; r is applied to h[t-1] before the product
+    GRU_RESET = "gru_reset"  # r is applied after it (linear_before_reset, as PyTorch has it)
+    RNN = "rnn"
+
+    @property
+    def gates(self) -> int:
+        return {Cell.LSTM: 4, Cell.GRU: 3, Cell.GRU_RESET: 3, Cell.RNN: 1}[self]
+
+    @property
+    def functions(self) -> int:
+        """How many activations it has: f, g, h of the ONNX operator."""
+        return {Cell.LSTM: 3, Cell.GRU: 2, Cell.GRU_RESET: 2, Cell.RNN: 1}[self]
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrent:
+    """All steps of an LSTM, GRU or RNN layer; the input's product is already in operand 0.
+
+    `x` is a view over (step, batch, direction, gate * hidden + unit), the last stride being 1.
+    Operand 1 is the recurrent weight as [directions][ceil(hidden/8)][hidden k][gates][8 units],
+    padded with zeros. Then, in this order, what there is of: the initial h and, for an LSTM, c
+    (`initial`; views over (direction, batch, unit)), the reset bias of GRU_RESET as
+    [directions][hidden], the LSTM's `peephole` as [directions][i, o, f][hidden], and the
+    `lengths` of the sequences, I32 [batch].
+
+    `reverse` says of each direction whether it runs from the end. `activations` are scalars over
+    ACC, `cell.functions` per direction. `coupled`: the LSTM's f is 1 - i.
+
+    The output has steps + 2 (LSTM) or steps + 1 parts of [directions][batch][hidden]: h of each
+    step (0 past a sequence's end), then h after the last step, then c.
+    """
+
+    cell: Cell
+    steps: Dim
+    batch: Dim
+    hidden: int
+    reverse: tuple[bool, ...]
+    activations: tuple[tuple[Scalar, ...], ...]
+    coupled: bool
+    peephole: bool
+    lengths: bool
+    x: View
+    initial: tuple[View, ...]
+    operands: tuple[Storage, ...]
+    output: Storage
+    n_args: int = 0
+
+    @property
+    def directions(self) -> int:
+        return len(self.reverse)
+
+    @property
+    def parts(self) -> int:
+        """Of the output, besides one per step."""
+        return 2 if self.cell is Cell.LSTM else 1
+
+    def operand(self, name: str) -> int | None:
+        """The number of "h", "c", "bias", "peephole" or "lengths"; None where there is none."""
+        there = {
+            "h": bool(self.initial),
+            "c": len(self.initial) > 1,
+            "bias": self.cell is Cell.GRU_RESET,
+            "peephole": self.peephole,
+            "lengths": self.lengths,
+        }
+        if not there[name]:
+            return None
+        names = [n for n, present in there.items() if present]
+        return 2 + names.index(name)
+
+
+KernelSpec = Map | Reduce | Row | Matmul | Conv | Attention | Recurrent
 FAMILIES: dict[str, type[KernelSpec]] = {
     "map": Map,
     "reduce": Reduce,
@@ -251,6 +326,7 @@ FAMILIES: dict[str, type[KernelSpec]] = {
     "matmul": Matmul,
     "conv": Conv,
     "attention": Attention,
+    "recurrent": Recurrent,
 }
 
 

@@ -126,7 +126,7 @@ def run_model(
     if repeat < 1:
         raise InputError("at least one run is needed", where="repeat", got=repeat, expected=">= 1")
     if compare == "onnxruntime":
-        _require_onnx_file(model)
+        require_onnx_file(model)
     tell("Preparing the session", 0, repeat + 1)
     started = time.perf_counter()
     session = InferenceSession(model, providers=[provider], **(session_options or {}))
@@ -152,11 +152,11 @@ def run_model(
     expected: Mapping[str, Array] | None = None
     if compare == "onnxruntime":
         tell("Asking ONNX Runtime", repeat, repeat + 1)
-        expected, reference_ms = _onnxruntime(model, all_feeds, output_names, repeat)
+        expected, reference_ms = onnxruntime_outputs(model, all_feeds, output_names, repeat)
     elif isinstance(compare, str):
         raise InputError("unknown reference", where="compare", got=compare, expected="onnxruntime")
     elif compare is not None:
-        expected = _known_outputs(compare, output_names)
+        expected = known_outputs(compare, output_names)
     tell("Running", repeat + 1, repeat + 1)
 
     steady = times[1:]
@@ -167,7 +167,7 @@ def run_model(
         dims=sizes,
         inputs={name: f"{a.dtype}{list(a.shape)}" for name, a in all_feeds.items()},
         outputs=tuple(
-            _compare_output(name, value, None if expected is None else expected.get(name))
+            compare_output(name, value, None if expected is None else expected.get(name))
             for name, value in values.items()
         ),
         repeat=repeat,
@@ -238,7 +238,7 @@ def _table_rows(model: Path) -> dict[str, int]:
     return table_rows(onnx.load(str(model), load_external_data=False))
 
 
-def _require_onnx_file(model: Path) -> None:
+def require_onnx_file(model: Path) -> None:
     if _is_bundle(model):
         raise InputError(
             "ONNX Runtime cannot run a bundle",
@@ -248,7 +248,7 @@ def _require_onnx_file(model: Path) -> None:
         )
 
 
-def _onnxruntime(
+def onnxruntime_outputs(
     model: Path, feeds: Mapping[str, Array], names: list[str], repeat: int
 ) -> tuple[dict[str, Array], float]:
     """(outputs, median milliseconds) of native ONNX Runtime on the CPU."""
@@ -281,7 +281,7 @@ def _onnxruntime(
     return dict(zip(names, outputs, strict=True)), round(statistics.median(times), 4)
 
 
-def _known_outputs(expected: Mapping[str, Array], names: list[str]) -> Mapping[str, Array]:
+def known_outputs(expected: Mapping[str, Array], names: list[str]) -> Mapping[str, Array]:
     for name in expected:
         if name not in names:
             raise InputError(
@@ -292,7 +292,7 @@ def _known_outputs(expected: Mapping[str, Array], names: list[str]) -> Mapping[s
     return expected
 
 
-def _compare_output(name: str, got: Array, expected: Array | None) -> OutputReport:
+def compare_output(name: str, got: Array, expected: Array | None) -> OutputReport:
     """Differences relative to the output's scale, max |reference|; NaN and infinity must agree."""
     plain = OutputReport(name, str(got.dtype), tuple(got.shape))
     if expected is None:

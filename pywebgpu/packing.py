@@ -45,6 +45,16 @@ def pack_depthwise(weight: Array) -> Array:
     return np.ascontiguousarray(weight.reshape(weight.shape[0], -1).T)
 
 
+def pack_recurrent(weight: Array, gates: int) -> Array:
+    """R (directions, gates * hidden, hidden) as [directions][ceil(hidden/8)][k][gates][8]."""
+    directions, _, hidden = weight.shape
+    tiles = -(-hidden // PANEL)
+    padded = np.zeros((directions, gates, tiles * PANEL, hidden), weight.dtype)
+    padded[:, :, :hidden] = weight.reshape(directions, gates, hidden, hidden)
+    tiled = padded.reshape(directions, gates, tiles, PANEL, hidden)
+    return np.ascontiguousarray(tiled.transpose(0, 2, 4, 1, 3))
+
+
 def quantise_columns(matrix: Array) -> tuple[Array, Array]:
     """A K x N matrix as i8 in [-127, 127] and one f32 scale per column: weights = i8 * scale.
 

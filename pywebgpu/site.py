@@ -8,7 +8,7 @@ that every page also carries itself, and asks no other origin:
     index.html, NAME.html           pages, from web/app/pages/*.html.j2
     app/                            their scripts and styles
     isolation-worker.js             for threads on hosts without headers, if the visitor wants
-    pywebgpu.js, ...                the browser runtime
+    pywebgpu.js, ...                the browser runtime, linked into one file
     models/NAME/                    one bundle per model
     data/NAME/                      what a model's page needs beside it (samples, a tokenizer)
     vendor/                         browser libraries that pages use
@@ -38,6 +38,7 @@ from . import __version__
 from .codegen.dims import dim_from_json, dim_str
 from .console import human_bytes
 from .errors import BundleError, InputError
+from .link import write_runtime
 from .vendored import PYODIDE, TOKENIZERS, NpmPackage, copy_files, package_folder
 
 ProgressFunction = Callable[[str, int, int], None]
@@ -247,17 +248,14 @@ def _add_model(entry: Entry, stage: Path) -> None:
 
 
 def _add_runtime(stage: Path, *, has_python: bool) -> None:
-    """Copy web/: the runtime and the pages' scripts; not templates, types and Python."""
-    # Everything below py/ is placed by the module that builds the Python side.
-    left_out = shutil.ignore_patterns(
-        "pages", "py", "__pycache__", "*.py", "*.d.ts", "vendor", "manifest.schema.json"
-    )
-    shutil.copytree(_PACKAGE / "web", stage, ignore=left_out, dirs_exist_ok=True)
+    """The runtime and the pages' scripts; what is below py/ comes with the Python side."""
+    web = _PACKAGE / "web"
+    write_runtime(web, stage)
+    shutil.copytree(web / "app", stage / "app", ignore=shutil.ignore_patterns("pages"))
     if not has_python:
         (stage / "app" / "python.js").unlink()
     # A service worker reaches the folder that it lies in, so it has to lie in the first one.
     (stage / "app" / "isolation-worker.js").rename(stage / "isolation-worker.js")
-    shutil.copyfile(_PACKAGE / "manifest.schema.json", stage / "manifest.schema.json")
 
 
 def _add_python(stage: Path, pyodide: Pyodide) -> bool:

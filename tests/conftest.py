@@ -1,7 +1,7 @@
 """Fixtures and rules for the whole test suite.
 
 - `browser_type_launch_args`: Playwright runs Debian's Chromium with WebGPU switched on.
-- `serve_site`: a loopback web server for a folder, with or without isolation headers and a CSP.
+- `pywebgpu.testing` brings `serve_site` and `browser_session`, as it does for users.
 - With PYWEBGPU_REQUIRE_EXECUTORS=wgpu,wasmtime,... the run fails if one of these executors was
   never exercised: a skipped test must not look like a passed one.
 """
@@ -9,29 +9,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pywebgpu.serve import SiteServer
+from pywebgpu.chromium import CHROMIUM_ARGS, find_chromium
 from tests import executors_seen
 
-CHROMIUM = os.environ.get("PYWEBGPU_CHROMIUM", "/usr/bin/chromium")
+__all__ = ["CHROMIUM", "CHROMIUM_ARGS"]
 
-# WebGPU on the software adapter, and no traffic of the browser's own.
-CHROMIUM_ARGS = [
-    "--no-sandbox",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-unsafe-webgpu",
-]
+# Users get it by its entry point; a checkout need not be installed.
+pytest_plugins = ["pywebgpu.testing"]
 
-ServeSite = Callable[..., str]
+CHROMIUM = os.environ.get("PYWEBGPU_CHROMIUM") or find_chromium() or "/usr/bin/chromium"
 
 
 @pytest.fixture(scope="session")
@@ -39,29 +30,7 @@ def browser_type_launch_args(browser_type_launch_args: dict[str, Any]) -> dict[s
     """How pytest-playwright starts the browser."""
     if not Path(CHROMIUM).exists():
         pytest.skip(f"{CHROMIUM} is not installed (apt-get install chromium)")
-    return {**browser_type_launch_args, "executable_path": CHROMIUM, "args": CHROMIUM_ARGS}
-
-
-@pytest.fixture(scope="session")
-def serve_site() -> Iterator[ServeSite]:
-    """`serve_site(folder, isolation=True, csp=None, base="/")` gives the URL of a running server.
-
-    The same arguments give the same server; all are closed at the end of the session.
-    """
-    servers: dict[tuple[Path, bool, str | None, str], SiteServer] = {}
-
-    def serve(
-        folder: Path, *, isolation: bool = True, csp: str | None = None, base: str = "/"
-    ) -> str:
-        key = (Path(folder).resolve(), isolation, csp, base)
-        if key not in servers:
-            server = SiteServer(key[0], isolation=isolation, csp=csp, base=base)
-            servers[key] = server.start()
-        return servers[key].url
-
-    yield serve
-    for server in servers.values():
-        server.close()
+    return {**browser_type_launch_args, "executable_path": CHROMIUM, "args": list(CHROMIUM_ARGS)}
 
 
 def _is_worker(config: pytest.Config) -> bool:

@@ -19,10 +19,12 @@ from pywebgpu.codegen.scalar import Op, Scalar, Type, walk
 from pywebgpu.codegen.spec import (
     PANEL,
     Attention,
+    Cell,
     Conv,
     KernelSpec,
     Map,
     Matmul,
+    Recurrent,
     Reduce,
     ReduceOp,
     Row,
@@ -408,6 +410,71 @@ def _attention(spec: Attention, operands: list[Array], env: dict[str, int]) -> t
     return np.broadcast_to(_view(spec.out, axes, env), out_space), np.matmul(p, v)
 
 
+def recurrent_weights(spec: Recurrent, packed: Array) -> Array:
+    """[directions, k, gates, units] from the packed operand."""
+    d, h, g = spec.directions, spec.hidden, spec.cell.gates
+    tiles = packed.reshape(d, -(-h // 8), h, g, 8).transpose(0, 2, 3, 1, 4)
+    return np.asarray(tiles.reshape(d, h, g, -1)[..., :h])
+
+
+def _recurrent(spec: Recurrent, operands: list[Array], env: dict[str, int]) -> tuple[Array, Array]:
+    steps, batch = _dims((spec.steps, spec.batch), env)
+    d, n, gates = spec.directions, spec.hidden, spec.cell.gates
+    x = operands[0][_view(spec.x, _grid([steps, batch, d, gates * n]), env)]
+    x = x.reshape(steps, batch, d, gates, n)
+    r = recurrent_weights(spec, operands[1][: d * -(-n // 8) * n * gates * 8])
+    states = [operands[2 + i][_view(v, _grid([d, batch, n]), env)]
+              for i, v in enumerate(spec.initial)]  # fmt: skip
+    states += [np.zeros((d, batch, n))] * (2 - len(states))
+
+    def given(name: str, *shape: int) -> Array | None:
+        number = spec.operand(name)
+        return None if number is None else operands[number][: math.prod(shape)].reshape(shape)
+
+    bias, holes = given("bias", d, n), given("peephole", d, 3, n)
+    lengths = given("lengths", batch)
+    out = np.zeros((steps + spec.parts, d, batch, n))
+    for k in range(d):
+        for b in range(batch):
+            h, c = states[0][k, b], states[1][k, b]
+            end = steps if lengths is None else min(int(lengths[b]), steps)
+            for s in range(end):
+                t = end - 1 - s if spec.reverse[k] else s
+                h, c = _cell(spec, k, x[t, b, k], r[k], h, c,
+                             None if bias is None else bias[k],
+                             np.zeros((3, n)) if holes is None else holes[k])  # fmt: skip
+                out[t, k, b] = h
+            out[steps, k, b] = h
+            if spec.parts == 2:
+                out[steps + 1, k, b] = c
+    return np.arange(out.size).reshape(out.shape), out
+
+
+def _cell(
+    spec: Recurrent, direction: int, x: Array, r: Array, h: Array, c: Array,
+    bias: Array | None, holes: Array,
+) -> tuple[Array, Array]:  # fmt: skip
+    """One step: the formulas of the ONNX operators."""
+    f, g, *rest = [
+        (lambda v, e=e: scalar(e, [], [], {}, v)) for e in spec.activations[direction]
+    ] + [None]  # fmt: skip
+    y = np.einsum("k,kgu->gu", h, r)
+    if spec.cell is Cell.RNN:
+        return f(x[0] + y[0]), c
+    if spec.cell is Cell.LSTM:
+        i = f(x[0] + y[0] + holes[0] * c)
+        forget = 1 - i if spec.coupled else f(x[2] + y[2] + holes[2] * c)
+        c = forget * c + i * g(x[3] + y[3])
+        o = f(x[1] + y[1] + holes[1] * c)
+        return o * rest[0](c), c
+    z, reset = f(x[0] + y[0]), f(x[1] + y[1])
+    if bias is None:
+        fresh = g(x[2] + (reset * h) @ r[:, 2])
+    else:
+        fresh = g(x[2] + reset * (y[2] + bias))
+    return (1 - z) * fresh + z * h, c
+
+
 _FAMILIES: dict[type, Callable[[Any, list[Array], dict[str, int]], tuple[Array, Array]]] = {
     Map: _map,
     Reduce: _reduce,
@@ -415,4 +482,5 @@ _FAMILIES: dict[type, Callable[[Any, list[Array], dict[str, int]], tuple[Array, 
     Matmul: _matmul,
     Conv: _conv,
     Attention: _attention,
+    Recurrent: _recurrent,
 }

@@ -2,6 +2,7 @@
 // kept in the browser's Cache Storage under their content hash.
 
 import { BundleError } from "./errors.js";
+import schema from "./manifest.schema.json" with { type: "json" };
 import { violation } from "./schema.js";
 
 /** @typedef {import("./dims.js").Dim} Dim */
@@ -56,7 +57,6 @@ import { violation } from "./schema.js";
 const FORMAT_VERSION = 1;
 const CACHE = "pywebgpu";
 const SAVE_AFTER_MS = 2500;
-const SCHEMA_URL = new URL("./manifest.schema.json", import.meta.url);
 
 const REDO = "Export the model again and upload the whole folder.";
 
@@ -99,10 +99,7 @@ export class Bundle {
     const unavailable = [];
     const cache = openCache(unavailable); // meanwhile: that, too, takes a while
     // The manifest names the other files' contents, so an old copy of it must never be used.
-    const [manifest, schema] = await Promise.all([
-      fetchJson(where, "no-cache", options.signal, "Check the URL of the bundle."),
-      fetchJson(SCHEMA_URL.href, "default", options.signal, "Copy the runtime's files together."),
-    ]);
+    const manifest = await fetchJson(where, options.signal);
     if (manifest?.format_version !== FORMAT_VERSION) {
       throw new BundleError("this runtime reads another version of the format", {
         where,
@@ -378,12 +375,11 @@ async function get(where, cache, signal, remedy) {
 
 /**
  * @param {string} where
- * @param {RequestCache} cache
  * @param {AbortSignal | undefined} signal
- * @param {string} remedy
  */
-async function fetchJson(where, cache, signal, remedy) {
-  const response = await get(where, cache, signal, remedy);
+async function fetchJson(where, signal) {
+  const remedy = "Check the URL of the bundle.";
+  const response = await get(where, "no-cache", signal, remedy);
   try {
     return await response.json();
   } catch (error) {

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from .. import scalar as sc
 from ..dims import Atom, Dim, _terms
 from ..scalar import Scalar, walk
-from ..spec import PANEL, Attention, Conv, Matmul, Storage, View
+from ..spec import PANEL, Attention, Conv, Matmul, Recurrent, Storage, View
 from .asm import I32, V128, Function, Int, IntLike, Local, Module, ValType, affine, imax, imin
 from .math import expand
 from .scalar import Lanes
@@ -22,7 +22,7 @@ VECTORS = PANEL // 4
 """Vectors in a row of a panel."""
 
 
-def check_storage(spec: Matmul | Conv | Attention) -> None:
+def check_storage(spec: Matmul | Conv | Attention | Recurrent) -> None:
     """Raises ValueError for what WebAssembly has no loads for."""
     if Storage.F16 in (*spec.operands, spec.output):
         raise ValueError("f16 storage is not available in WebAssembly")

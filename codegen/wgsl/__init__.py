@@ -12,7 +12,7 @@ from typing import Any
 
 from ..caps import WgslCaps
 from ..spec import KernelSpec, family
-from . import attention, conv, map, matmul, reduce, row
+from . import attention, conv, map, matmul, recurrent, reduce, row
 from .kernel import WgslKernel
 
 _FAMILIES: dict[str, ModuleType] = {
@@ -22,6 +22,7 @@ _FAMILIES: dict[str, ModuleType] = {
     "matmul": matmul,
     "conv": conv,
     "attention": attention,
+    "recurrent": recurrent,
 }
 
 MOST_CANDIDATES = 24

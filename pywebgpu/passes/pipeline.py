@@ -14,6 +14,7 @@ from .cse import share
 from .decompose import decompose
 from .gathers import simplify_gathers
 from .norms import fuse_norms
+from .recurrent import split_recurrent
 from .simplify import simplify
 
 Pass = Callable[[Graph], bool]
@@ -28,6 +29,7 @@ def fold(graph: Graph) -> bool:
 
 CLEANING: tuple[Pass, ...] = (fold, simplify, simplify_gathers, share)
 FUSING: tuple[Pass, ...] = (
+    split_recurrent,
     rewrite_contrib,
     fold_batch_norm,
     fuse_norms,

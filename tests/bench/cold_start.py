@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from playwright.sync_api import Browser, sync_playwright
 
+from pywebgpu.link import write_runtime
 from pywebgpu.serve import SiteServer
 from tests.bench import peers
 from tests.bench.models import MODELS, ROOT, bundle, onnx_file, zero_feeds
-from tests.bench.size import runtime_files
 from tests.conftest import CHROMIUM, CHROMIUM_ARGS
 
 ORT = {"onnxruntime-web": "1.30.0"}
@@ -40,7 +40,7 @@ VISIT_MS = 300_000
 def make_site(site: Path, models: Sequence[str]) -> None:
     """Everything that both runtimes load, below one origin."""
     shutil.copytree(ROOT / "tests" / "bench" / "page" / "cold", site, dirs_exist_ok=True)
-    runtime_files(site / "web")
+    write_runtime(ROOT / "web", site / "web")
     modules = peers.install(ROOT / "build" / "bench" / "npm-ort", ORT)
     shutil.copytree(
         modules / "onnxruntime-web" / "dist",

@@ -19,6 +19,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, Response, sync_playwright
 
+from pywebgpu.link import write_runtime
 from pywebgpu.serve import SiteServer
 from tests.bench.models import MODELS, ROOT, bundle, zero_feeds
 from tests.conftest import CHROMIUM, CHROMIUM_ARGS
@@ -31,12 +32,6 @@ RUN = """async ([url, provider, feeds]) => {
     [name, new Tensor(type, Array(dims.reduce((a, b) => a * b, 1)).fill(0), dims)]);
   await session.run(Object.fromEntries(tensors));
 }"""
-
-
-def runtime_files(target: Path) -> None:
-    """The runtime as a site carries it, without pages and Python."""
-    left_out = shutil.ignore_patterns("app", "py", "vendor", "*.d.ts", "*.py", "__pycache__")
-    shutil.copytree(ROOT / "web", target, ignore=left_out)
 
 
 def kind(name: str) -> str:
@@ -74,7 +69,7 @@ def measure(models: Sequence[str], providers: Sequence[str]) -> dict[str, Any]:
     """The report; see the module's head."""
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         site = Path(temporary)
-        runtime_files(site / "web")
+        write_runtime(ROOT / "web", site / "web")
         (site / "index.html").write_text(PAGE)
         for model in models:
             shutil.copytree(bundle(model), site / model)

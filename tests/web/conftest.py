@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page
 
+from pywebgpu.link import write_runtime
 from tests.web import mini
 
 WEB = Path(__file__).parents[2] / "web"
@@ -40,9 +40,8 @@ export const facts = async (promise) => {
 
 
 def write_site(folder: Path) -> None:
-    """The runtime under web/, the mini bundle under mini/, an empty page."""
-    left_out = shutil.ignore_patterns("app", "vendor", "py")
-    shutil.copytree(WEB, folder / "web", ignore=left_out)
+    """The runtime under web/ as sites carry it, the mini bundle under mini/, an empty page."""
+    write_runtime(WEB, folder / "web")
     mini.write(folder / "mini")
     (folder / "helpers.js").write_text(_HELPERS)
     (folder / "index.html").write_text("<!doctype html><link rel='icon' href='data:,'>")

@@ -13,7 +13,7 @@ from playwright.sync_api import Page
 
 from pywebgpu.codegen import wgsl
 from pywebgpu.codegen.caps import WgslCaps
-from tests.conftest import ServeSite
+from pywebgpu.testing import ServeSite
 from tests.kernels.cases import every_operator, one_of_each
 
 pytestmark = pytest.mark.browser
