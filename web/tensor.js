@@ -9,6 +9,7 @@ import { InputError } from "./errors.js";
  *   | "uint64" | "uint32" | "uint16" | "uint8" | "bool"} DataType
  */
 /** @typedef {"f32" | "i32" | "f16"} Storage */
+/** @typedef {Float32Array | Int32Array | Uint16Array} Packed what buffers are filled with */
 /**
  * @typedef {Float32Array | Float64Array | Int8Array | Uint8Array | Uint8ClampedArray | Int16Array
  *   | Uint16Array | Int32Array | Uint32Array | BigInt64Array | BigUint64Array} TypedArray
@@ -128,7 +129,7 @@ function fromList(kind, list) {
  * @param {Tensor} tensor
  * @param {Storage} storage
  * @param {string} where for messages
- * @returns {Float32Array | Int32Array | Uint16Array}
+ * @returns {Packed}
  */
 export function pack(tensor, storage, where) {
   const { type, data } = tensor;
@@ -136,12 +137,36 @@ export function pack(tensor, storage, where) {
   const half = type === "float16";
   if (storage === "f16") {
     if (half) return new Uint16Array(data.buffer, data.byteOffset, data.length);
-    return Uint16Array.from(data, toHalf);
+    const isInfinite = (/** @type {number} */ bits) => (bits & 0x7fff) === 0x7c00;
+    return narrowed(data, Uint16Array.from(data, toHalf), isInfinite, "float16", where);
   }
   if (data instanceof Float32Array) return data;
-  return half && data instanceof Uint16Array
-    ? Float32Array.from(data, fromHalf)
-    : Float32Array.from(data);
+  if (half && data instanceof Uint16Array) return Float32Array.from(data, fromHalf);
+  const packed = Float32Array.from(data);
+  if (type !== "float64") return packed;
+  return narrowed(data, packed, (value) => Math.abs(value) === Infinity, "float32", where);
+}
+
+/**
+ * `packed`, unless a finite number of `data` became infinite on the way.
+ * @template {Packed} T
+ * @param {any} data
+ * @param {T} packed
+ * @param {(stored: number) => boolean} isInfinite
+ * @param {string} type what is stored
+ * @param {string} where
+ */
+function narrowed(data, packed, isInfinite, type, where) {
+  const i = /** @type {any} */ (packed).findIndex(
+    (/** @type {number} */ stored, /** @type {number} */ k) => isInfinite(stored) && Number.isFinite(data[k]),
+  );
+  if (i < 0) return packed;
+  throw new InputError(`the value does not fit ${type}`, {
+    where: `${where}, element ${i}`,
+    got: data[i],
+    expected: `a number of ${type}'s range`,
+    remedy: `The model is computed in ${type}; use smaller values.`,
+  });
 }
 
 /**

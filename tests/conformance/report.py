@@ -10,6 +10,8 @@ from typing import Any
 
 import onnx
 
+from tests.bench.peers import PACKAGES
+from tests.conformance.browser import ON_CPU, PEER
 from tests.conformance.cases import Case, collect
 
 Report = dict[str, Any]
@@ -25,6 +27,12 @@ cases that are not ours to run, for the reasons at the end.
 
 Cases whose inputs decide shapes by their values (a Reshape's shape, a Slice's ends) are compiled
 for the values they are fed, as `InferenceSession` does for any model.
+
+The browser is headless Chromium, with WebGPU on the software adapter SwiftShader. ONNX Runtime
+Web {ort} runs the same cases in the same browser: its `wasm` build, and its `webgpu` build with no
+other provider named. The latter places operators that it has no shader for on the CPU without a
+word, so each case is first tried with `session.disable_cpu_ep_fallback`; where that is refused it
+runs again as a page would have it, and counts as passed "partly on the CPU".
 """
 
 
@@ -46,12 +54,15 @@ def page(report: Report) -> str:
     """The report in Markdown."""
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     executors = list(report["executors"])
-    parts = [_HEAD.format(version=onnx.__version__, date=today), _totals(report)]
+    head = _HEAD.format(version=onnx.__version__, date=today, ort=PACKAGES["onnxruntime-web"])
+    parts = [head, _totals(report), _against_peers(report)]
     by_group: dict[str, list[str]] = defaultdict(list)
     for name in report["cases"]:
         by_group[_group(collect()[name])].append(name)
     parts.append(_table(report, executors, by_group))
     for executor in executors:
+        if executor in PEER.values():
+            continue  # its cases are counted above; why is not ours to tell
         parts.append(
             f"## What did not pass on {executor}\n\n" + _reasons(report, executor, by_group)
         )
@@ -67,7 +78,29 @@ def _totals(report: Report) -> str:
     for name, counts in report["executors"].items():
         inside = sum(counts[v] for v in VERDICTS[:3])
         share = f"{100 * counts['passed'] / inside:.1f}%" if inside else "none"
-        lines.append(f"| {name} | {' | '.join(str(counts[v]) for v in VERDICTS)} | {share} |")
+        cells = [str(counts[v]) for v in VERDICTS]
+        on_cpu = sum(v[name]["reason"] == ON_CPU for v in report["cases"].values() if name in v)
+        if on_cpu:
+            cells[0] += f" (of which {on_cpu} partly on the CPU)"
+        lines.append(f"| {name} | {' | '.join(cells)} | {share} |")
+    return "\n".join(lines) + "\n"
+
+
+def _against_peers(report: Report) -> str:
+    """In how many cases only one of two runtimes on the same target is right."""
+    lines = []
+    for ours, theirs in PEER.items():
+        both = [v for v in report["cases"].values() if ours in v and theirs in v]
+        if not both:
+            continue
+        good = [(v[ours]["verdict"] == "passed", v[theirs]["verdict"] == "passed") for v in both]
+        alone = [v for v in both if v[theirs]["reason"] != ON_CPU]
+        gpu = f"; {sum(v[theirs]['verdict'] == 'passed' for v in alone)} without the CPU's help"
+        lines.append(
+            f"- {ours}: {sum(a for a, _ in good)} cases pass; {theirs}: {sum(b for _, b in good)}"
+            f"{gpu if len(alone) < len(both) else ''}. {sum(a and not b for a, b in good)} pass "
+            f"with ours only, {sum(b and not a for a, b in good)} with theirs only."
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -100,6 +100,38 @@ def test_conversions(
         assert back == unpacked
 
 
+@pytest.mark.parametrize(
+    ("type_", "storage", "number", "fits"),
+    [
+        ("float64", "f32", "1e39", False),
+        ("float64", "f32", "3e38", True),
+        ("float64", "f32", "-Infinity", True),
+        ("float32", "f16", "70000", False),
+        ("float32", "f16", "-65504", True),
+        ("float32", "f16", "Infinity", True),
+        ("int64", "i32", "2n ** 31n", False),
+    ],
+)
+def test_numbers_beyond_what_is_stored_are_refused(
+    open_page: OpenPage, type_: str, storage: str, number: str, fits: bool
+) -> None:
+    """Never an infinity, nor other digits, in place of a number that was given."""
+    error = run(
+        open_page(),
+        f"""const {{ pack }} = await import("./web/tensor.js");
+        const [type, storage] = arg;
+        const tensor = new t.Tensor(type, [{number}]);
+        return await t.facts((async () => pack(tensor, storage, "x"))());""",
+        [type_, storage],
+    )
+    if fits:
+        assert error is None
+    else:
+        assert error["name"] == "InputError"
+        assert "does not fit" in error["what"]
+        assert error["where"] == "x, element 0"
+
+
 _SYMBOLS = ("batch", "sequence", "constructor")  # the last is a name that objects have too
 
 
