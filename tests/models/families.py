@@ -11,95 +11,27 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.models.zoo import ZooModel, _calibrate, _export, _seeded, build_once
+from tests.models import timm_families  # registers its own
+from tests.models.family import (
+    FAMILIES,
+    TEXT,
+    VOCABULARY,
+    family,
+    image_input,
+    path_of,
+    picture_input,
+    text_inputs,
+    token_ids,
+    torch_answers,
+    write,
+)
+from tests.models.zoo import _calibrate, _seeded
 
-FAMILIES: dict[str, ZooModel] = {}
-
-VOCABULARY = 96
-_TEXT = {"batch": 2, "sequence": 7}
-_IDS = {"input_ids": VOCABULARY, "decoder_input_ids": VOCABULARY}
-
-Forward = Callable[..., Any]
-
-
-def _family(
-    name: str, *, transformers: bool = True, **rest: Any
-) -> Callable[[Callable[[Path], None]], Any]:
-    def register(build: Callable[[Path], None]) -> Callable[[Path], None]:
-        packages = ("torch", "onnxscript", *(["transformers"] if transformers else []))
-        rest.setdefault("vocabulary", _IDS)
-        FAMILIES[name] = ZooModel(f"family-{name}", "fast", build, needs=packages, **rest)
-        return build
-
-    return register
-
-
-def path_of(name: str) -> Path:
-    """The ONNX file of family `name`, built now when the cache lacks it."""
-    return build_once(FAMILIES[name])
-
-
-def _write(
-    path: Path,
-    module: Any,
-    forward: Forward,
-    inputs: dict[str, tuple[Any, dict[int, str]]],
-    outputs: Sequence[str] = ("output",),
-    *,
-    torchscript: bool = False,
-) -> None:
-    """Export `forward(module, *inputs)`; `inputs` are examples and the names of their free axes."""
-    import torch
-
-    names = list(inputs)
-
-    class Call(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.module = module
-
-    # The exporter reads the names of the arguments off the signature.
-    scope: dict[str, Any] = {"call": forward}
-    exec(f"def run(self, {', '.join(names)}): return call(self.module, {', '.join(names)})", scope)
-    Call.forward = scope["run"]
-    args = tuple(example for example, _ in inputs.values())
-    dynamic = {name: axes for name, (_, axes) in inputs.items() if axes}
-    _export(Call(), args, path, names, list(outputs), dynamic, torchscript=torchscript)
-
-
-def _ids(batch: int = 2, length: int = 7) -> Any:
-    import torch
-
-    return torch.randint(3, VOCABULARY, (batch, length))
-
-
-def _text(names: Sequence[str] = ("input_ids", "attention_mask")) -> dict[str, Any]:
-    import torch
-
-    ids = _ids()
-    axes = {0: "batch", 1: "sequence"}
-    return {n: (ids if n.endswith("input_ids") else torch.ones_like(ids), axes) for n in names}
-
-
-def _image(size: int, batch: int = 2) -> dict[str, Any]:
-    import torch
-
-    return {"image": (torch.randn(batch, 3, size, size), {0: "batch"})}
-
-
-def _picture(
-    batch: int = 2, height: int = 48, width: int = 64, channels: int = 3
-) -> dict[str, Any]:
-    """An image whose size is free, too."""
-    import torch
-
-    axes = {0: "batch", 2: "height", 3: "width"}
-    return {"image": (torch.randn(batch, channels, height, width), axes)}
-
+__all__ = ["FAMILIES", "path_of", "timm_families", "torch_answers"]
 
 # ---------------------------------------------------------------- text encoders
 
@@ -120,11 +52,11 @@ def _encoder(path: Path, kind: str, torchscript: bool = False, **more: Any) -> N
         }
     )
     model = getattr(transformers, f"{kind}Model")(config)
-    _write(
+    write(
         path,
         model,
         lambda m, input_ids, mask: m(input_ids=input_ids, attention_mask=mask).last_hidden_state,
-        _text(),
+        text_inputs(),
         torchscript=torchscript,
     )
 
@@ -143,9 +75,9 @@ for _name, _kind, _more in (
     ("modernbert", "ModernBert", {"pad_token_id": 0, "local_attention": 8}),
     ("deberta-v2", "DebertaV2", _DEBERTA),
 ):
-    _family(_name, dims=_TEXT)(lambda path, k=_kind, m=_more: _encoder(path, k, **m))
+    family(_name, dims=TEXT)(lambda path, k=_kind, m=_more: _encoder(path, k, **m))
     if _name in ("bert", "distilbert"):
-        _family(f"{_name}-torchscript", dims=_TEXT)(
+        family(f"{_name}-torchscript", dims=TEXT)(
             lambda path, k=_kind, m=_more: _encoder(path, k, True, **m)
         )
 
@@ -158,13 +90,13 @@ def _causal(path: Path, kind: str, **more: Any) -> None:
 
     _seeded()
     model = _causal_model(transformers, kind, more)
-    _write(
+    write(
         path,
         model,
         lambda m, input_ids, mask: (
             m(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
         ),
-        _text(),
+        text_inputs(),
         ["logits"],
     )
 
@@ -209,12 +141,12 @@ def _step(path: Path, kind: str, **more: Any) -> None:
 
     axes = {0: "batch", 2: "past"}
     names = [f"past_{i}_{part}" for i in range(layers) for part in ("key", "value")]
-    _write(
+    write(
         path,
         model,
         forward,
         {
-            "input_ids": (_ids(2, 1), {0: "batch"}),
+            "input_ids": (token_ids(2, 1), {0: "batch"}),
             "attention_mask": (torch.ones(2, 6, dtype=torch.int64), {0: "batch", 1: "past + 1"}),
             **{n: (torch.randn(2, heads, 5, head), axes) for n in names},
         },
@@ -240,14 +172,14 @@ for _name, (_kind, _more) in _DECODERS.items():
     if _name == "gemma3":
         continue
     if _name != "mamba":
-        _family(_name, dims=_TEXT)(lambda path, k=_kind, m=_more: _causal(path, k, **m))
+        family(_name, dims=TEXT)(lambda path, k=_kind, m=_more: _causal(path, k, **m))
     if _name in ("gpt2", "llama", "qwen2"):
-        _family(f"{_name}-step", dims={"batch": 2, "past": 5, "past + 1": 6})(
+        family(f"{_name}-step", dims={"batch": 2, "past": 5, "past + 1": 6})(
             lambda path, k=_kind, m=_more: _step(path, k, **m)
         )
 
 
-@_family("mamba", dims=_TEXT)
+@family("mamba", dims=TEXT)
 def _mamba(path: Path) -> None:
     import transformers
 
@@ -262,8 +194,8 @@ def _mamba(path: Path) -> None:
     )
     model = transformers.MambaModel(config)
     # The scan is unrolled by the exporter: its length is fixed.
-    ids = {"input_ids": (_ids(), {0: "batch"})}
-    _write(path, model, lambda m, x: m(input_ids=x, use_cache=False).last_hidden_state, ids)
+    ids = {"input_ids": (token_ids(), {0: "batch"})}
+    write(path, model, lambda m, x: m(input_ids=x, use_cache=False).last_hidden_state, ids)
 
 
 # ---------------------------------------------------------------- encoder and decoder
@@ -323,7 +255,7 @@ def _decoder_inputs(states: int, length: int = 4) -> dict[str, Any]:
 
     free = {0: "batch"} if states == 50 else {0: "batch", 1: "source"}
     return {
-        "decoder_input_ids": (_ids(2, length), {0: "batch", 1: "sequence"}),
+        "decoder_input_ids": (token_ids(2, length), {0: "batch", 1: "sequence"}),
         "encoder_hidden_states": (torch.randn(2, states, 32), free),
     }
 
@@ -331,42 +263,42 @@ def _decoder_inputs(states: int, length: int = 4) -> dict[str, Any]:
 _PAIR = {"batch": 2, "sequence": 4, "source": 9}
 
 
-@_family("t5-encoder", dims=_TEXT)
+@family("t5-encoder", dims=TEXT)
 def _t5_encoder(path: Path) -> None:
-    _write(path, _t5_model(), _encode, _text())
+    write(path, _t5_model(), _encode, text_inputs())
 
 
-@_family("t5-decoder", dims=_PAIR)
+@family("t5-decoder", dims=_PAIR)
 def _t5_decoder(path: Path) -> None:
-    _write(path, _t5_model(), _decode, _decoder_inputs(9), ["logits"])
+    write(path, _t5_model(), _decode, _decoder_inputs(9), ["logits"])
 
 
-@_family("t5-step", dims={"batch": 2, "past": 5, "source": 9})
+@family("t5-step", dims={"batch": 2, "past": 5, "source": 9})
 def _t5_step(path: Path) -> None:
     _write_step(path, _t5_model())
 
 
-@_family("bart-encoder", dims=_TEXT)
+@family("bart-encoder", dims=TEXT)
 def _bart_encoder(path: Path) -> None:
-    _write(path, _bart_model(), _encode, _text())
+    write(path, _bart_model(), _encode, text_inputs())
 
 
-@_family("bart-decoder", dims=_PAIR)
+@family("bart-decoder", dims=_PAIR)
 def _bart_decoder(path: Path) -> None:
-    _write(path, _bart_model(), _decode, _decoder_inputs(9), ["logits"])
+    write(path, _bart_model(), _decode, _decoder_inputs(9), ["logits"])
 
 
-@_family("whisper-encoder", dims={"batch": 2})
+@family("whisper-encoder", dims={"batch": 2})
 def _whisper_encoder(path: Path) -> None:
     import torch
 
     sound = {"features": (torch.randn(2, 16, 100), {0: "batch"})}
-    _write(path, _whisper_model(), lambda m, x: m.get_encoder()(x).last_hidden_state, sound)
+    write(path, _whisper_model(), lambda m, x: m.get_encoder()(x).last_hidden_state, sound)
 
 
-@_family("whisper-decoder", dims=_PAIR)
+@family("whisper-decoder", dims=_PAIR)
 def _whisper_decoder(path: Path) -> None:
-    _write(path, _whisper_model(), _decode, _decoder_inputs(50), ["logits"])
+    write(path, _whisper_model(), _decode, _decoder_inputs(50), ["logits"])
 
 
 def _write_step(path: Path, model: Any) -> None:
@@ -390,12 +322,12 @@ def _write_step(path: Path, model: Any) -> None:
         return (logits, *(t for layer in kept for t in (layer.keys, layer.values)))
 
     parts = [f"{i}_{part}" for i in range(layers) for part in ("key", "value")]
-    _write(
+    write(
         path,
         model,
         forward,
         {
-            "decoder_input_ids": (_ids(2, 1), {0: "batch"}),
+            "decoder_input_ids": (token_ids(2, 1), {0: "batch"}),
             "encoder_hidden_states": (torch.randn(2, 9, 32), {0: "batch", 1: "source"}),
             **{f"past_{p}": (torch.randn(2, 4, 5, 8), {0: "batch", 2: "past"}) for p in parts},
             **{f"cross_{p}": (torch.randn(2, 4, 9, 8), {0: "batch", 2: "source"}) for p in parts},
@@ -417,9 +349,9 @@ def _vision(path: Path, kind: str, answer: str, image: int, config: dict[str, An
     if kind == "MobileViT":
         names["Model"] = "MobileViTModel"
     model = getattr(transformers, names["Model"])(getattr(transformers, names["Config"])(**config))
-    inputs = _image(image)
+    inputs = image_input(image)
     model = _calibrate(model, inputs["image"][0])
-    _write(path, model, lambda m, x: getattr(m(x), answer), inputs)
+    write(path, model, lambda m, x: getattr(m(x), answer), inputs)
 
 
 _BLOCK = {
@@ -526,10 +458,10 @@ _VISION: dict[str, tuple[str, str, int, dict[str, Any]]] = {
     ),
 }
 for _name, _arguments in _VISION.items():
-    _family(_name, dims={"batch": 2})(lambda path, a=_arguments: _vision(path, *a))
+    family(_name, dims={"batch": 2})(lambda path, a=_arguments: _vision(path, *a))
 
 
-@_family("clip-text", dims=_TEXT)
+@family("clip-text", dims=TEXT)
 def _clip_text(path: Path) -> None:
     import transformers
 
@@ -539,15 +471,15 @@ def _clip_text(path: Path) -> None:
         intermediate_size=64, max_position_embeddings=64, eos_token_id=2, projection_dim=16,
     )  # fmt: skip
     model = transformers.CLIPTextModelWithProjection(config)
-    _write(
+    write(
         path,
         model,
         lambda m, input_ids, mask: m(input_ids=input_ids, attention_mask=mask).text_embeds,
-        _text(),
+        text_inputs(),
     )
 
 
-@_family("detr", dims={"batch": 1})
+@family("detr", dims={"batch": 1})
 def _detr(path: Path) -> None:
     import transformers
 
@@ -567,7 +499,7 @@ def _detr(path: Path) -> None:
         out = m(image)
         return out.logits, out.pred_boxes
 
-    _write(path, model, forward, _image(64, 1), ["logits", "boxes"])
+    write(path, model, forward, image_input(64, 1), ["logits", "boxes"])
 
 
 # ---------------------------------------------------------------- plain torch: images
@@ -576,7 +508,7 @@ def _detr(path: Path) -> None:
 def _plain(
     path: Path, module: Any, inputs: dict[str, Any], outputs: Sequence[str] = ("output",), **kw: Any
 ) -> None:
-    _write(path, module.eval(), lambda m, *x: m(*x), inputs, outputs, **kw)
+    write(path, module.eval(), lambda m, *x: m(*x), inputs, outputs, **kw)
 
 
 def _sized(module: Any) -> Any:
@@ -620,19 +552,19 @@ def _unet_module() -> Any:
     return _calibrate(UNet(), torch.randn(1, 3, 32, 32))
 
 
-@_family("unet", transformers=False, dims={"batch": 2})
+@family("unet", package=None, dims={"batch": 2})
 def _unet(path: Path) -> None:
     _seeded()
-    _plain(path, _unet_module(), _image(32))
+    _plain(path, _unet_module(), image_input(32))
 
 
-@_family("unet-torchscript", transformers=False, dims=_PICTURE)
+@family("unet-torchscript", package=None, dims=_PICTURE)
 def _unet_torchscript(path: Path) -> None:
     _seeded()
-    _plain(path, _unet_module(), _picture(), torchscript=True)
+    _plain(path, _unet_module(), picture_input(), torchscript=True)
 
 
-@_family("yolo", transformers=False, dims={"batch": 2})
+@family("yolo", package=None, dims={"batch": 2})
 def _yolo(path: Path) -> None:
     """Two levels, anchor-free: boxes from distributions over distances, as YOLOv8 has it."""
     import torch
@@ -693,10 +625,10 @@ def _yolo(path: Path) -> None:
             return torch.cat(found, 2)
 
     _seeded()
-    _plain(path, _calibrate(Yolo(), torch.randn(2, 3, 32, 32)), _image(32))
+    _plain(path, _calibrate(Yolo(), torch.randn(2, 3, 32, 32)), image_input(32))
 
 
-@_family("autoencoder", transformers=False, dims=_PICTURE)
+@family("autoencoder", package=None, dims=_PICTURE)
 def _autoencoder(path: Path) -> None:
     from torch import nn
 
@@ -706,10 +638,10 @@ def _autoencoder(path: Path) -> None:
         nn.ConvTranspose2d(16, 8, 3, 2, 1, output_padding=1), nn.GELU(),
         nn.ConvTranspose2d(8, 3, 4, 2, 1), nn.Sigmoid(),
     )  # fmt: skip
-    _plain(path, _sized(model), _picture(height=16, width=24), torchscript=True)
+    _plain(path, _sized(model), picture_input(height=16, width=24), torchscript=True)
 
 
-@_family("vae", transformers=False, dims={"batch": 2})
+@family("vae", package=None, dims={"batch": 2})
 def _vae(path: Path) -> None:
     """GroupNorm and SiLU residual blocks with attention in the middle, as diffusion models do."""
     import torch
@@ -748,7 +680,7 @@ def _vae(path: Path) -> None:
     _plain(path, _sized(model), {"image": (torch.randn(2, 3, 16, 16), {0: "batch"})})
 
 
-@_family("large-kernel", transformers=False, dims={"batch": 2})
+@family("large-kernel", package=None, dims={"batch": 2})
 def _large_kernel(path: Path) -> None:
     """Depthwise 13 x 13, and a dilated one, with pointwise layers between (RepLKNet, VAN)."""
     import torch
@@ -769,10 +701,10 @@ def _large_kernel(path: Path) -> None:
 
     _seeded()
     model = nn.Sequential(nn.Conv2d(3, 16, 4, 4), Block(16), Block(16))
-    _plain(path, _calibrate(model, torch.randn(2, 3, 64, 64)), _image(64))
+    _plain(path, _calibrate(model, torch.randn(2, 3, 64, 64)), image_input(64))
 
 
-@_family("inception-next", transformers=False, dims={"batch": 2})
+@family("inception-next", package=None, dims={"batch": 2})
 def _inception_next(path: Path) -> None:
     """Channels split over a square, a wide, a tall depthwise kernel and none."""
     import torch
@@ -797,10 +729,10 @@ def _inception_next(path: Path) -> None:
 
     _seeded()
     model = nn.Sequential(nn.Conv2d(3, 32, 4, 4), Block(32), Block(32))
-    _plain(path, _calibrate(model, torch.randn(2, 3, 32, 32)), _image(32))
+    _plain(path, _calibrate(model, torch.randn(2, 3, 32, 32)), image_input(32))
 
 
-@_family("mobilenet-v3", transformers=False, dims={"batch": 2})
+@family("mobilenet-v3", package=None, dims={"batch": 2})
 def _mobilenet_v3(path: Path) -> None:
     import torch
     from torch import nn
@@ -826,10 +758,10 @@ def _mobilenet_v3(path: Path) -> None:
         nn.Conv2d(3, 16, 3, 2, 1), nn.Hardswish(), Block(), Block(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
     )  # fmt: skip
-    _plain(path, _calibrate(model, torch.randn(2, 3, 32, 32)), _image(32), torchscript=True)
+    _plain(path, _calibrate(model, torch.randn(2, 3, 32, 32)), image_input(32), torchscript=True)
 
 
-@_family("super-resolution", transformers=False, dims=_PICTURE)
+@family("super-resolution", package=None, dims=_PICTURE)
 def _super_resolution(path: Path) -> None:
     """Sub-pixel convolution on images of any size."""
     from torch import nn
@@ -839,7 +771,7 @@ def _super_resolution(path: Path) -> None:
         nn.Conv2d(3, 16, 5, padding=2), nn.Tanh(), nn.Conv2d(16, 12, 3, padding=1),
         nn.PixelShuffle(2),
     )  # fmt: skip
-    _plain(path, _sized(model), _picture(height=12, width=17))
+    _plain(path, _sized(model), picture_input(height=12, width=17))
 
 
 # ---------------------------------------------------------------- plain torch: sound and others
@@ -851,7 +783,7 @@ def _sound(batch: int = 2, channels: int = 1, length: int = 160) -> dict[str, An
     return {"sound": (torch.randn(batch, channels, length), {0: "batch", 2: "length"})}
 
 
-@_family("audio-conv", transformers=False, dims={"batch": 2, "length": 400})
+@family("audio-conv", package=None, dims={"batch": 2, "length": 400})
 def _audio_conv(path: Path) -> None:
     from torch import nn
 
@@ -864,7 +796,7 @@ def _audio_conv(path: Path) -> None:
     _plain(path, _sized(model), _sound(length=400))
 
 
-@_family("wavenet", transformers=False, dims={"batch": 2, "length": 60})
+@family("wavenet", package=None, dims={"batch": 2, "length": 60})
 def _wavenet(path: Path) -> None:
     """Gated causal dilated convolutions with skip connections."""
     import torch
@@ -895,7 +827,7 @@ def _wavenet(path: Path) -> None:
     _plain(path, _sized(WaveNet()), _sound(length=60))
 
 
-@_family("wav2vec2", dims={"batch": 2, "length": 400})
+@family("wav2vec2", dims={"batch": 2, "length": 400})
 def _wav2vec2(path: Path) -> None:
     import torch
     import transformers
@@ -908,10 +840,10 @@ def _wav2vec2(path: Path) -> None:
     )  # fmt: skip
     model = transformers.Wav2Vec2ForCTC(config)
     sound = {"sound": (torch.randn(2, 400), {0: "batch"})}
-    _write(path, model, lambda m, x: m(x).logits, sound)
+    write(path, model, lambda m, x: m(x).logits, sound)
 
 
-@_family("gcn", transformers=False, dims={"nodes": 11})
+@family("gcn", package=None, dims={"nodes": 11})
 def _gcn(path: Path) -> None:
     """Graph convolution with a dense adjacency, normalised by degrees."""
     import torch
@@ -937,9 +869,7 @@ def _gcn(path: Path) -> None:
     _plain(path, Gcn(), inputs)
 
 
-@_family(
-    "gcn-edges", transformers=False, dims={"nodes": 11, "edges": 30}, vocabulary={"edge_index": 11}
-)
+@family("gcn-edges", package=None, dims={"nodes": 11, "edges": 30}, vocabulary={"edge_index": 11})
 def _gcn_edges(path: Path) -> None:
     """Message passing over a list of edges: gather, then scatter with addition."""
     import torch
@@ -964,7 +894,7 @@ def _gcn_edges(path: Path) -> None:
     _plain(path, Edges(), inputs)
 
 
-@_family("timesnet", transformers=False, dims={"batch": 2})
+@family("timesnet", package=None, dims={"batch": 2})
 def _timesnet(path: Path) -> None:
     """A series folded into two dimensions by fixed periods, convolved, unfolded."""
     import torch
@@ -993,7 +923,7 @@ def _timesnet(path: Path) -> None:
     _plain(path, Times(), {"series": (torch.randn(2, 96, 7), {0: "batch"})})
 
 
-@_family("mlp-mixer", transformers=False, dims={"batch": 2})
+@family("mlp-mixer", package=None, dims={"batch": 2})
 def _mixer(path: Path) -> None:
     from torch import nn
 
@@ -1018,7 +948,7 @@ def _mixer(path: Path) -> None:
             return self.head(self.blocks(self.patches(image).flatten(2).transpose(1, 2)).mean(1))
 
     _seeded()
-    _plain(path, Mixer(), _image(32))
+    _plain(path, Mixer(), image_input(32))
 
 
 def _tagger(path: Path, kind: str) -> None:
@@ -1035,16 +965,16 @@ def _tagger(path: Path, kind: str) -> None:
             return self.head(self.cell(self.embed(input_ids))[0])
 
     _seeded()
-    ids = {"input_ids": (_ids(), {0: "batch", 1: "sequence"})}
+    ids = {"input_ids": (token_ids(), {0: "batch", 1: "sequence"})}
     _plain(path, Tagger(), ids, torchscript=True)
 
 
-@_family("lstm", transformers=False, dims=_TEXT)
+@family("lstm", package=None, dims=TEXT)
 def _lstm(path: Path) -> None:
     _tagger(path, "LSTM")
 
 
-@_family("gru", transformers=False, dims=_TEXT)
+@family("gru", package=None, dims=TEXT)
 def _gru(path: Path) -> None:
     _tagger(path, "GRU")
 

@@ -1,5 +1,6 @@
-"""Families of models as people export them, on every executor of this machine, against native
-ONNX Runtime, and their kernel counts, which may only fall.
+"""Families of models as people export them, on every executor of this machine and in the browser:
+PyTorch's own answers to the inputs of the export, native ONNX Runtime's at other sizes, and their
+kernel counts, which may only fall.
 
 A sample runs always; the others with `-m slow` or where PYWEBGPU_ALL_FAMILIES is set, since to
 export and to try them all takes some ten minutes.
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -19,8 +21,10 @@ from pywebgpu.codegen.spec import family
 from pywebgpu.compile import Compiled, compile_model
 from pywebgpu.errors import DeviceError
 from pywebgpu.session import InferenceSession
+from tests.conformance import browser as in_browser
+from tests.conformance.chromium import Chromium
 from tests.executors_seen import record_executor
-from tests.models import families
+from tests.models.families import FAMILIES, path_of, torch_answers
 from tests.models.zoo import feeds_for
 
 TOLERANCE = 1e-3
@@ -39,6 +43,7 @@ FAST = {
     "gcn-edges",
 }
 FAST_ON_GPU = {"autoencoder", "super-resolution", "gcn-edges"}
+FAST_IN_BROWSER = {"bert-torchscript", "large-kernel", "super-resolution", "gcn-edges"}
 
 # Steps per model: what a run dispatches on WebGPU, one-pass kernels counted.
 STEPS: dict[str, int] = {
@@ -106,7 +111,48 @@ STEPS: dict[str, int] = {
     "mlp-mixer": 19,
     "lstm": 6,
     "gru": 6,
+    "timm-resnet": 21,
+    "timm-mobilenet-v3": 73,
+    "timm-mobilenet-v3-torchscript": 73,
+    "timm-mobilenet-v4": 48,
+    "timm-efficientnet": 23,
+    "timm-convnext": 27,
+    "timm-convnext-torchscript": 27,
+    "timm-inception-next": 32,
+    "timm-mobilevit": 108,
+    "timm-eva": 25,
+    "timm-eva-torchscript": 25,
+    "timm-densenet": 37,
+    "timm-starnet": 27,
+    "timm-mambaout": 43,
+    "timm-nfnet": 42,
 }
+
+# On both targets in Chromium, where the software GPU compiles more slowly still.
+IN_BROWSER = (
+    "bert-torchscript",
+    "distilbert",
+    "gpt2-step",
+    "llama",
+    "qwen2-step",
+    "t5-encoder",
+    "whisper-decoder",
+    "mamba",
+    "vit",
+    "swin",
+    "segformer",
+    "convnext",
+    "resnet",
+    "timm-eva-torchscript",
+    "timm-inception-next",
+    "unet-torchscript",
+    "mobilenet-v3",
+    "large-kernel",
+    "super-resolution",
+    "timesnet",
+    "gcn-edges",
+    "lstm",
+)
 
 
 def _marked(fast: set[str]) -> list[Any]:
@@ -124,10 +170,13 @@ def _asked(request: pytest.FixtureRequest) -> None:
 
 
 def _path(name: str) -> str:
-    missing = families.FAMILIES[name].missing()
+    missing = FAMILIES[name].missing()
     if missing:
-        pytest.skip(f"needs {', '.join(missing)} (pip install 'pywebgpu[examples]')")
-    return str(families.path_of(name))
+        pytest.skip(
+            f"needs {', '.join(missing)} (pip install 'pywebgpu[examples]'; "
+            "python -m tests.models.timm_families install)"
+        )
+    return str(path_of(name))
 
 
 @cache
@@ -137,7 +186,7 @@ def _compiled(name: str) -> Compiled:
 
 def _other_sizes(name: str) -> dict[str, int]:
     """None of the sizes is what the model was exported with."""
-    dims = dict(families.FAMILIES[name].dims)
+    dims = dict(FAMILIES[name].dims)
     for dim in dims:
         dims[dim] += 1 if dim == "batch" else 3
     if "height" in dims:
@@ -145,10 +194,29 @@ def _other_sizes(name: str) -> dict[str, int]:
     return dims
 
 
-def _compare(name: str, provider: str) -> None:
+Tensors = dict[str, Any]
+
+
+def _questions(name: str) -> Iterator[tuple[Tensors, Tensors]]:
+    """(inputs, expected outputs): PyTorch's own, then ONNX Runtime's for sizes that differ."""
+    yield torch_answers(name)
     ort = pytest.importorskip("onnxruntime")
     reference = ort.InferenceSession(_path(name), providers=["CPUExecutionProvider"])
-    model = families.FAMILIES[name]
+    names = [port.name for port in reference.get_outputs()]
+    feeds = feeds_for(FAMILIES[name], seed=1, dims=_other_sizes(name))
+    yield feeds, dict(zip(names, reference.run(None, feeds), strict=True))
+
+
+def _assert_close(got: Any, want: Any, name: str) -> None:
+    assert got.shape == want.shape, name
+    assert got.dtype == want.dtype, name
+    scale = float(np.abs(want).max()) or 1.0
+    error = float(np.abs(got - want).max()) / scale
+    assert error <= TOLERANCE, f"{name}: {error:.2e} of the output's scale"
+
+
+def _compare(name: str, provider: str) -> None:
+    _path(name)
     try:
         session = InferenceSession(_compiled(name), [provider])
     except DeviceError as error:
@@ -156,17 +224,10 @@ def _compare(name: str, provider: str) -> None:
             pytest.skip(str(error))
         raise
     with session:
-        for seed, dims in enumerate(({}, _other_sizes(name))):
-            feeds = feeds_for(model, seed=seed, dims=dims)
-            expected = reference.run(None, feeds)
-            for port, got, want in zip(
-                reference.get_outputs(), session.run(None, feeds), expected, strict=True
-            ):
-                assert got.shape == want.shape, port.name
-                assert got.dtype == want.dtype, port.name
-                scale = float(np.abs(want).max()) or 1.0
-                error = float(np.abs(got - want).max()) / scale
-                assert error <= TOLERANCE, f"{port.name}: {error:.2e} of the output's scale"
+        for feeds, expected in _questions(name):
+            given = {port.name: feeds[port.name] for port in session.get_inputs()}
+            for got, (port, want) in zip(session.run(None, given), expected.items(), strict=True):
+                _assert_close(got, want, port)
 
 
 @pytest.mark.parametrize("name", _marked(FAST))
@@ -188,6 +249,39 @@ def test_on_wgpu(name: str) -> None:
     record_executor("wgpu")
 
 
+@pytest.fixture(scope="module", params=["wasm", "webgpu"])
+def chromium(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Chromium]]:
+    """A page that runs bundles on one of the two targets."""
+    folder = tmp_path_factory.mktemp("families")
+    in_browser.furnish(folder, in_browser.TARGETS[f"chromium-{request.param}"])
+    with Chromium(folder, "page/index.html") as running:
+        yield request.param, running
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", [p for p in _marked(FAST_IN_BROWSER) if p.values[0] in IN_BROWSER])
+def test_in_browser(chromium: tuple[str, Chromium], name: str) -> None:
+    provider, page = chromium
+    _path(name)
+    compiled = _compiled(name)
+    in_browser.write_variants(compiled, page.folder / name, provider)
+    names = [port.name for port in compiled.plan.inputs]
+    questions = list(_questions(name))
+    runs = [
+        {"model": f"../{name}/", "feeds": [in_browser.packed(n, feeds[n]) for n in names]}
+        for feeds, _ in questions
+    ]
+    answer = page.ask({"runtime": "ours", "provider": provider, "runs": runs}, 300)
+    assert "results" in answer, answer
+    for outputs, (_, expected) in zip(answer["results"], questions, strict=True):
+        for output in outputs:
+            _assert_close(in_browser.unpacked(output), expected[output[0]], output[0])
+    record_executor(f"chromium-{provider}")
+
+
 def test_every_family_is_tested() -> None:
-    assert set(STEPS) == set(families.FAMILIES)
+    assert set(STEPS) == set(FAMILIES)
     assert set(STEPS) >= FAST >= FAST_ON_GPU
+    assert set(STEPS) >= set(IN_BROWSER) >= FAST_IN_BROWSER
