@@ -172,11 +172,11 @@ def _write_ours(case: Case, model: Any, out: Path, target: Target) -> list[dict[
 
 def write_variants(compiled: Any, bundle: Path, provider: str) -> None:
     """The bundle with what a browser of today takes: not every variant of the module."""
-    from pywebgpu.build import WGSL_VARIANTS, wasm_code, wgsl_kernels
+    from pywebgpu.build import wasm_code, wgsl_variants
     from pywebgpu.bundle import write_bundle
 
     wasm = wasm_code(compiled.plan, ["relaxed-threads"] if provider == "wasm" else [])
-    wgsl = {name: wgsl_kernels(compiled.plan, variant=name) for name, _ in WGSL_VARIANTS}
+    wgsl = wgsl_variants(compiled.plan)
     write_bundle(bundle, compiled.plan, compiled.weight_chunks(), wasm, wgsl)
 
 
