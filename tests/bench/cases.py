@@ -7,6 +7,7 @@ the layers of a network do.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.bench import layers
 from tests.models import zoo
 
 
@@ -125,6 +127,31 @@ def whole(name: str, **dims: int) -> Case:
     return Case(label, make, dims, 0.0, zoo=name)
 
 
+def encoder_case(label: str, sequence: int, **sizes: int) -> Case:
+    """`layers.encoder`, one text of that length."""
+    depth, hidden = sizes["layers"], sizes["hidden"]
+    flops = depth * sequence * (24.0 * hidden**2 + 4 * sequence * hidden)
+    make = functools.partial(layers.encoder, **sizes)
+    return Case(f"{label} s{sequence}", make, {"batch": 1, "sequence": sequence}, flops)
+
+
+def attention_case(heads: int, length: int, size: int) -> Case:
+    """One attention, in the operator that ONNX Runtime has a kernel for."""
+    make = functools.partial(layers.attention, heads=heads, length=length, size=size)
+    name = f"attention {heads} heads, s {length}, d {size}"
+    return Case(name, make, {}, 4.0 * heads * length * length * size)
+
+
+def decoder_case(past: int, **sizes: int) -> Case:
+    """`layers.decoder`, one step after `past` tokens; the products alone are counted."""
+    size = sizes["hidden"] // sizes["heads"]
+    per_layer = (2 * sizes["heads"] + 2 * sizes["kv_heads"]) * size + 3 * sizes["wide"]
+    flops = 2.0 * sizes["layers"] * sizes["hidden"] * per_layer
+    make = functools.partial(layers.decoder, **sizes)
+    label = f"Llama step, hidden {sizes['hidden']}, {sizes['layers']} layers, past {past}"
+    return Case(label, make, {"past": past}, flops)
+
+
 def models() -> list[Case]:
     """Whole models; random weights except MiniLM's and the digits network's."""
     return [
@@ -147,7 +174,11 @@ def feeds(case: Case, path: Path) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(11)
     return {
         port.name: generator.standard_normal(
-            [d.dim_value for d in port.type.tensor_type.shape.dim], dtype=np.float32
+            [
+                case.dims[d.dim_param] if d.dim_param else d.dim_value
+                for d in port.type.tensor_type.shape.dim
+            ],
+            dtype=np.float32,
         )
         for port in onnx.load(path).graph.input
     }

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
 from pathlib import Path
@@ -24,9 +23,9 @@ from rich.table import Table
 
 from tests.bench import harness
 from tests.bench.cases import OPERATORS, Case, models
+from tests.bench.report import MAX_DEVIATION, geomean
 
 RUNTIMES = ["ours", "ort", "tfjs"]
-MAX_DEVIATION = 1e-3
 
 
 def measure(stage: harness.Stage, case: Case, threads: int, quick: bool) -> dict[str, Any]:
@@ -64,11 +63,6 @@ def measure(stage: harness.Stage, case: Case, threads: int, quick: bool) -> dict
         "errors": got["errors"],
         "device": got["device"],
     }
-
-
-def geomean(values: list[float | None]) -> float | None:
-    known = [v for v in values if v]
-    return math.exp(statistics.fmean(map(math.log, known))) if known else None
 
 
 def main() -> None:

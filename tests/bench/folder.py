@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 
 from pywebgpu.export import export
 from tests.bench import peers
@@ -54,10 +55,13 @@ class BenchFolder:
             return f"../data/{key}/{path.name}"
 
         fed = feeds(case, model)
+        native = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        first = np.asarray(native.run(None, fed)[0], np.float32)
         return {
             "name": case.name,
             "dims": case.dims,
             "op": case.op,
+            "expected": write("expected", "output", first),
             "model": f"../models/{key}.onnx",
             "bundle": f"../bundles/{key}/",
             "constants": {

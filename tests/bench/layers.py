@@ -69,13 +69,11 @@ class _Graph:
             return [helper.make_tensor_value_info(n, TensorProto.FLOAT, s)
                     for n, s in shapes.items()]  # fmt: skip
 
-        for name, last in zip(outputs, [n.output[0] for n in self.nodes[-len(outputs) :]],
-                              strict=True):  # fmt: skip
-            assert name == last, "the last nodes are the outputs"
         graph = helper.make_graph(
             self.nodes, path.stem, ports(inputs), ports(outputs), self.constants
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+        opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
         onnx.save(model, path)
 
     def output(self, x: str, name: str) -> None:
@@ -102,14 +100,14 @@ def _layer_norm(g: _Graph, x: str, size: int) -> str:
 
 
 def decoder(path: Path, *, layers: int, hidden: int, heads: int, kv_heads: int, wide: int) -> None:
-    """Llama's decoder, one step: f32[batch, 1, hidden] and the cache of each layer, `past` long.
+    """Llama's decoder, one step: f32[1, 1, hidden] and the cache of each layer, `past` long.
 
-    The position's rotation arrives as cosines and sines f32[batch, 1, 1, hidden / heads].
+    The position's rotation arrives as cosines and sines f32[1, 1, 1, hidden / heads].
     """
     g = _Graph()
     x, size = "x", hidden // heads
     inputs: dict[str, Shape] = {
-        "x": ["batch", 1, hidden], "cos": ["batch", 1, 1, size], "sin": ["batch", 1, 1, size],
+        "x": [1, 1, hidden], "cos": [1, 1, 1, size], "sin": [1, 1, 1, size],
     }  # fmt: skip
     outputs: dict[str, Shape] = {}
     made: list[tuple[str, str]] = []
@@ -123,8 +121,8 @@ def decoder(path: Path, *, layers: int, hidden: int, heads: int, kv_heads: int, 
         q, k = _rotate(g, q, size), _rotate(g, k, size)
         cache = []
         for part, new in (("key", k), ("value", v)):
-            inputs[f"past_{layer}_{part}"] = ["batch", kv_heads, "past", size]
-            outputs[f"present_{layer}_{part}"] = ["batch", kv_heads, "past + 1", size]
+            inputs[f"past_{layer}_{part}"] = [1, kv_heads, "past", size]
+            outputs[f"present_{layer}_{part}"] = [1, kv_heads, "past + 1", size]
             joined = g.op("Concat", f"past_{layer}_{part}", new, axis=2)
             made.append((joined, f"present_{layer}_{part}"))
             cache.append(_repeat(g, joined, heads // kv_heads, heads, size))
@@ -136,7 +134,7 @@ def decoder(path: Path, *, layers: int, hidden: int, heads: int, kv_heads: int, 
         x = g.op("Add", x, g.linear(gated, wide, hidden, bias=False))
     for value, name in [*made, (_rms_norm(g, x, hidden), "y")]:
         g.output(value, name)
-    g.save(path, inputs, {**outputs, "y": ["batch", 1, hidden]})
+    g.save(path, inputs, {**outputs, "y": [1, 1, hidden]})
 
 
 def _rms_norm(g: _Graph, x: str, size: int) -> str:
@@ -155,12 +153,18 @@ def _rotate(g: _Graph, x: str, size: int) -> str:
 
 
 def _repeat(g: _Graph, x: str, times: int, heads: int, size: int) -> str:
-    """Each head of [batch, kv_heads, length, size] `times` times, as exporters spell it."""
-    apart = g.op("Unsqueeze", x, g.ints(2))
-    shape = g.op("Shape", x)
-    length = g.op("Slice", shape, g.ints(2), g.ints(3))
-    batch = g.op("Slice", shape, g.ints(0), g.ints(1))
-    wide = g.op("Concat", batch, g.ints(heads // times, times), length, g.ints(size), axis=0)
-    spread = g.op("Expand", apart, wide)
-    back = g.op("Concat", batch, g.ints(heads), length, g.ints(size), axis=0)
+    """Each head of [1, kv_heads, length, size] `times` times, as exporters spell it."""
+    length = g.op("Slice", g.op("Shape", x), g.ints(2), g.ints(3))
+    wide = g.op("Concat", g.ints(1, heads // times, times), length, g.ints(size), axis=0)
+    spread = g.op("Expand", g.op("Unsqueeze", x, g.ints(2)), wide)
+    back = g.op("Concat", g.ints(1, heads), length, g.ints(size), axis=0)
     return g.op("Reshape", spread, back)
+
+
+def attention(path: Path, *, heads: int, length: int, size: int) -> None:
+    """ONNX Runtime's MultiHeadAttention of f32[1, length, heads * size] q, k and v."""
+    g = _Graph()
+    g.op("MultiHeadAttention", "q", "k", "v", domain="com.microsoft", num_heads=heads)
+    g.nodes[-1].output[0] = "y"
+    shape: Shape = [1, length, heads * size]
+    g.save(path, {"q": shape, "k": shape, "v": shape}, {"y": shape})

@@ -5,11 +5,15 @@ For machines with a GPU where no driver for browsers can be installed. Any Chrom
 
 from __future__ import annotations
 
+import contextlib
 import json
+import queue
 import shlex
 import subprocess
 import tempfile
 import threading
+import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,15 +24,10 @@ from pywebgpu.serve import SiteServer
 class _Collector(BaseHTTPRequestHandler):
     """Takes the page's posts."""
 
-    results: dict[int, dict[str, Any]]
-    done: threading.Event
+    results: queue.Queue[dict[str, Any]]
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if body.pop("done", False):
-            self.done.set()
-        else:
-            self.results[body.pop("index")] = body
+        self.results.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self.send_response(204)
         self.send_header("Access-Control-Allow-Origin", "*")
         self.send_header("Cross-Origin-Resource-Policy", "cross-origin")
@@ -41,27 +40,56 @@ class _Collector(BaseHTTPRequestHandler):
 def run(
     folder: Path, jobs: list[dict[str, Any]], browser: str, flags: list[str], timeout: float
 ) -> list[dict[str, Any]]:
-    """One result per job, in order; a job that never answered has {"failed": ...}."""
-    handler = type("Collector", (_Collector,), {"results": {}, "done": threading.Event()})
+    """One result per job, in order; a job without an answer in `timeout` seconds has
+    {"failed": ...}, and a new browser goes on with the next one."""
+    results: queue.Queue[dict[str, Any]] = queue.Queue()
+    handler = type("Collector", (_Collector,), {"results": results})
     collector = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=collector.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{collector.server_port}/"
     (folder / "jobs.json").write_text(json.dumps({"jobs": jobs, "collector": url}))
     server = SiteServer(folder, isolation=True).start()
+    found: dict[int, dict[str, Any]] = {}
+    try:
+        while len(found) < len(jobs):
+            first = len(found)
+            page = f"{server.url}page/auto.html?job={first}"
+            with _browser([*shlex.split(browser), *flags], page):
+                for expected in range(first, len(jobs)):
+                    result = _answer(results, expected, timeout)
+                    found[expected] = result
+                    if "failed" in result:
+                        break
+    finally:
+        server.close()
+        collector.shutdown()
+    return [found[i] for i in range(len(jobs))]
+
+
+def _answer(results: queue.Queue[dict[str, Any]], expected: int, timeout: float) -> dict[str, Any]:
+    """Job `expected`'s; a late one of a browser that was given up does not count."""
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            result = results.get(timeout=max(0.0, end - time.monotonic()))
+        except queue.Empty:
+            return {"failed": f"no answer from the page in {timeout:.0f} s"}
+        if result.pop("index") == expected:
+            return result
+
+
+@contextlib.contextmanager
+def _browser(command: list[str], page: str) -> Iterator[None]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
             [
-                *shlex.split(browser), "--headless", f"--user-data-dir={profile}",
-                "--remote-debugging-port=0", *flags, server.url + "page/auto.html",
+                *command, "--headless", f"--user-data-dir={profile}",
+                "--remote-debugging-port=0", page,
             ],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            handler.done.wait(timeout)
+            yield
         finally:
             process.kill()
             process.wait()
-            server.close()
-            collector.shutdown()
-    missing = {"failed": "no answer from the page"}
-    return [handler.results.get(i, missing) for i in range(len(jobs))]
