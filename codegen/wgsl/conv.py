@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from .. import scalar as sc
 from ..caps import WgslCaps
 from ..dims import Dim, ceildiv, product
 from ..scalar import Op, Scalar, Type
 from ..spec import Conv, Storage, View
-from . import int8
+from . import int8, product_space
 from . import product as core
+from . import product_operands as operands
 from .kernel import WgslKernel
 from .module import Module, dim_multiple, dim_text, fold_grid, unravel
 
@@ -28,10 +30,10 @@ class Depthwise:
     wide: bool
 
 
-def Knobs(**fields: int) -> core.Knobs | Depthwise:  # the family has four kinds of knobs
+def Knobs(**fields: Any) -> core.Knobs | Depthwise:  # the family has several kinds of knobs
     """Knobs from their JSON form."""
     if "pixels" in fields:
-        return Depthwise(**fields)  # type: ignore[arg-type]
+        return Depthwise(**fields)
     return core.knobs_from(fields)
 
 
@@ -54,7 +56,7 @@ class Fields:
 
 def space(spec: Conv, caps: WgslCaps) -> list[core.Knobs | Depthwise]:
     if not spec.depthwise:
-        return list(core.space(_product(spec), caps))
+        return list(product_space.space(_product(spec), caps))
     limit = min(caps.max_invocations, caps.max_workgroup_size[0])
     return [
         Depthwise(workgroup, pixels, wide)
@@ -73,6 +75,7 @@ def render(spec: Conv, knobs: core.Knobs | Depthwise) -> WgslKernel:
     pixel = _pixel(spec, m)
     taps = spec.kernel[0] * spec.kernel[1]
     grouped = spec.groups > 1
+    half = core.multiplies_half(knobs)
 
     def define_a(module: Module, name: str = "a") -> None:
         tap = sc.binary(Op.UDIV, k, sc.const(cin)) if taps > 1 else sc.const(0)
@@ -82,11 +85,11 @@ def render(spec: Conv, knobs: core.Knobs | Depthwise) -> WgslKernel:
         index, inside = _source(spec, pixel, ky, kx, z * cin + c if grouped else c)
         # Four steps of k are four channels of one tap when the channels come in fours.
         vector = not isinstance(knobs, Few) and cin % 4 == 0 and _wide_input(spec)
-        core.define_a(module, index, inside, taps * cin, vector, name)
+        operands.define_a(module, index, inside, taps * cin, vector, half, name)
 
     def loads(module: Module) -> None:
         define_a(module)
-        core.define_b_panels(module, cout, taps * cin, grouped)
+        operands.define_b_panels(module, cout, taps * cin, grouped, half)
 
     coordinates = [*pixel, z * cout + sc.axis(2) if grouped else sc.axis(2)]
 
@@ -159,6 +162,7 @@ def _product(spec: Conv) -> core.Product:
         k=spec.kernel[0] * spec.kernel[1] * (spec.cin // spec.groups),
         a_along_k=spec.x.strides[3] == 1,
         b=core.Order.PANEL,
+        half=spec.operands[:2] == (Storage.F16, Storage.F16),
     )
 
 

@@ -59,8 +59,9 @@ def render(
         define_a(module)
         row(module)
         centred = "min(round({} * range.x), {} - range.y)"
-        for which, type_, most in (("at", "f32", "127.0f"), ("load", "vec4<f32>", "MOST")):
-            most = "vec4<f32>(127.0f)" if most == "MOST" else most
+        loaded = ("vec4<f32>", "vec4<f32>(127.0f)")
+        kinds = {"at": ("f32", "127.0f"), "load": loaded, "load_checked": loaded}
+        for which, (type_, most) in kinds.items():
             module.text(f"fn a_{which}(z: i32, m: i32, k: i32) -> {type_} {{", [
                 "let range = row_range(z, m);",
                 f"return {centred.format(f'raw_{which}(z, m, k)', most)};",

@@ -3,46 +3,50 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from .. import scalar as sc
 from ..caps import WgslCaps
 from ..dims import Dim, product
 from ..scalar import Op, Scalar, Type
 from ..spec import Matmul, Storage, View
-from . import int8
+from . import int8, product_space
 from . import product as core
+from . import product_operands as operands
 from .kernel import WgslKernel
 from .module import Module, dim_multiple, runs_along
 
 Tile = core.Tile
+Matrix = core.Matrix
 Few = core.Few
 Direct = core.Direct
 
 
-def Knobs(**fields: int) -> core.Knobs:  # the family has three kinds of knobs
+def Knobs(**fields: Any) -> core.Knobs:  # the family has several kinds of knobs
     """Knobs from their JSON form."""
     return core.knobs_from(fields)
 
 
 def space(spec: Matmul, caps: WgslCaps) -> list[core.Knobs]:
-    return core.space(_product(spec), caps)
+    return product_space.space(_product(spec), caps)
 
 
 def render(spec: Matmul, knobs: core.Knobs) -> WgslKernel:
     batch = split(sc.axis(0), spec.batch)
     rank = len(batch)
     a, b = _index(spec.a, batch), _index(spec.b, batch) if spec.b else None
+    half = core.multiplies_half(knobs)
 
     def define_a(module: Module, name: str = "a") -> None:
-        along_k = runs_along(a, 2) and dim_multiple(spec.k, 4)
-        core.define_a(module, a, None, spec.k, along_k and not isinstance(knobs, Few), name)
+        vector = runs_along(a, 2) and dim_multiple(spec.k, 4) and not isinstance(knobs, Few)
+        operands.define_a(module, a, None, spec.k, vector, half, name)
 
     def loads(module: Module) -> None:
         define_a(module)
         if b is None:
-            core.define_b_panels(module, spec.n, spec.k, False)
+            operands.define_b_panels(module, spec.n, spec.k, False, half)
         else:
-            core.define_b(module, b, runs_along(b, 2) and dim_multiple(spec.n, 4))
+            operands.define_b(module, b, runs_along(b, 2) and dim_multiple(spec.n, 4), half)
 
     def axis(node: Scalar) -> Scalar | None:
         if node.op is not Op.AXIS:
@@ -101,4 +105,5 @@ def _product(spec: Matmul) -> core.Product:
         k=spec.k,
         a_along_k=spec.a.strides[rank] != 1 or spec.a.strides[rank + 1] == 1,
         b=order,
+        half=spec.operands[:2] == (Storage.F16, Storage.F16),
     )

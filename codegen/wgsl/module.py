@@ -21,6 +21,13 @@ from ..spec import Storage
 from .kernel import Binding, Pass, Role
 from .scalar import ELEMENT, WGSL_TYPE, Helpers, Speller, loads
 
+_ENABLES = {
+    "shader-f16": "enable f16;",
+    "subgroups": "enable subgroups;",
+    "chromium-experimental-subgroup-matrix": "enable chromium_experimental_subgroup_matrix;",
+}
+"""WebGPU features and the directives that their use in a shader takes."""
+
 MAX_GRID = 65535
 """Workgroups per dimension of a dispatch that every device allows."""
 
@@ -106,6 +113,7 @@ class Module:
         self.vector: set[int] = set()  # operands bound as vec4
         self.output_vector = False
         self.scratch: list[tuple[str, str]] = []  # (name, element type)
+        self.also: tuple[str, ...] = ()  # features that the template uses
 
     # ---- expressions -------------------------------------------------------------------------
 
@@ -127,18 +135,18 @@ class Module:
         """A function from its first line and its statements."""
         self.functions.append("\n".join([head, *(f"  {line}" for line in body), "}"]))
 
-    def element(self, operand: int, index: str) -> str:
-        """One element of a scalar-bound operand, widened."""
+    def element(self, operand: int, index: str, widen: bool = True) -> str:
+        """One element of a scalar-bound operand, f16 as f32 if it is to be widened."""
         self.used.add(operand)
         text = f"in{operand}[{index}]"
-        return f"f32({text})" if self.operands[operand] is Storage.F16 else text
+        return f"f32({text})" if widen and self.operands[operand] is Storage.F16 else text
 
-    def element4(self, operand: int, index: str) -> str:
-        """Four elements of a vector-bound operand, widened; `index` counts vectors."""
+    def element4(self, operand: int, index: str, widen: bool = True) -> str:
+        """Four elements of a vector-bound operand, widened alike; `index` counts vectors."""
         self.used.add(operand)
         self.vector.add(operand)
         text = f"in{operand}[{index}]"  # of I8: four words
-        return f"vec4<f32>({text})" if self.operands[operand] is Storage.F16 else text
+        return f"vec4<f32>({text})" if widen and self.operands[operand] is Storage.F16 else text
 
     def stored(self, text: str, type_: Type) -> str:
         """An expression converted to the output's element type."""
@@ -262,7 +270,7 @@ class Module:
     def features(self, with_output: bool = True) -> tuple[str, ...]:
         half = Storage.F16 in {self.operands[i] for i in self.used}
         half |= with_output and self.output is Storage.F16
-        return ("shader-f16",) if half else ()
+        return tuple(dict.fromkeys([*(("shader-f16",) if half else ()), *self.also]))
 
     def _bound(self, with_output: bool = True) -> list[tuple[Binding, str, str]]:
         """(binding, declaration's address space and name, type), in binding order."""
@@ -294,9 +302,7 @@ class Module:
 
     def head(self, with_output: bool = True) -> str:
         """Directives, bindings, helpers and functions: the top of the shader."""
-        parts = []
-        if self.features(with_output):
-            parts.append("enable f16;")
+        parts = [_ENABLES[name] for name in self.features(with_output)]
         bound = self._bound(with_output)
         declared = "\n".join(
             f"@group(0) @binding({i}) {name}: {type_};" for i, (_, name, type_) in enumerate(bound)

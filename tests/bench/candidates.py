@@ -1,17 +1,20 @@
 """Every WGSL candidate of chosen products on this machine's GPU, each checked, timed on the device.
 
-    python -m tests.bench.candidates [--only CASE] [--lite] [--json FILE]
+    python -m tests.bench.candidates [--part browser|desktop] [--only CASE] [--dtype f16]
 
-Times are of timestamp queries around repeated dispatches, operands and outputs staying where they
-are: what a kernel takes with its operands in the card's cache, if they fit. The reference is
-NumPy's product in f32, whose own error is far below the tolerance. Without `--lite` the whole
-space is measured, not only the candidates that a tuner would try.
+Everything is compiled first. Then candidates take turns, each time at least 3 ms of dispatches
+before the timed ones: a GPU lowers its clock while it waits for a compiler. Operands and outputs
+stay where they are, in the card's cache if they fit. What counts is the median over the rounds.
+The reference is NumPy's product in f32, whose own error is far below the tolerance.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import shutil
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -22,20 +25,26 @@ from typing import Any
 import numpy as np
 
 from pywebgpu.codegen import wgsl
-from pywebgpu.codegen.caps import WgslCaps
+from pywebgpu.codegen.caps import WGSL_VARIANTS, WgslCaps
+from pywebgpu.codegen.dims import evaluate
 from pywebgpu.codegen.spec import Conv, KernelSpec, Matmul, Storage
 from pywebgpu.errors import DeviceError
-from pywebgpu.executors.wgpu_device import Gpu
-from pywebgpu.packing import pack_panels
-from tests.bench import kernels
-from tests.kernels.harness import DTYPE
+from tests.bench import kernels, unattended
 
 Array = np.ndarray[Any, Any]
+_DTYPE = {Storage.F32: np.float32, Storage.F16: np.float16}
+ROUNDS = 5
+FLAGS = [
+    "--no-sandbox", "--no-first-run", "--disable-quic", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--enable-unsafe-webgpu",
+    "--enable-webgpu-developer-features",
+]  # fmt: skip
+BUSY = 3e-3  # seconds of dispatches before and under a timing
 
 CASES: dict[str, Callable[[], kernels.Case]] = {
-    "512x512x512": lambda: kernels.matmul(512, 512, 512),
-    "1024x1024x1024": lambda: kernels.matmul(1024, 1024, 1024),
     "2048x2048x2048": lambda: kernels.matmul(2048, 2048, 2048),
+    "1024x1024x1024": lambda: kernels.matmul(1024, 1024, 1024),
+    "512x512x512": lambda: kernels.matmul(512, 512, 512),
     "128x768x3072": lambda: kernels.matmul(128, 768, 3072),
     "128x3072x768": lambda: kernels.matmul(128, 3072, 768),
     "128x384x384": lambda: kernels.matmul(128, 384, 384),
@@ -55,16 +64,26 @@ class Row:
     case: str
     knobs: str
     rank: int  # in the space: 0 is the default
-    us: float
-    tflops: float
-    compile_ms: float
-    error: float
+    us: float = 0.0
+    spread: float = 0.0  # the slowest round over the quickest
+    tflops: float = 0.0
+    compile_ms: float = 0.0
+    error: float = 0.0
     problem: str = ""
 
 
-def operands(case: kernels.Case, rng: np.random.Generator) -> list[Array]:
+def in_half(case: kernels.Case) -> kernels.Case:
+    """The same with everything stored as f16."""
+    half = (Storage.F16,) * len(case.elements)
+    return dataclasses.replace(
+        case, spec=dataclasses.replace(case.spec, operands=half, output=Storage.F16)
+    )
+
+
+def operands(case: kernels.Case) -> list[Array]:
+    rng = np.random.default_rng(1)
     return [
-        rng.standard_normal(n, np.float32).astype(DTYPE[s])
+        rng.standard_normal(n, np.float32).astype(_DTYPE[s])
         for n, s in zip(case.elements, case.spec.operands, strict=True)
     ]
 
@@ -73,60 +92,19 @@ def expected(spec: KernelSpec, data: list[Array]) -> Array | None:
     """acc + bias of a product with packed columns; None: nothing independent and quick."""
     if not isinstance(spec, Matmul) or spec.b is not None:
         return None
-    m, n, k = int(spec.m), int(spec.n), int(spec.k)  # type: ignore[arg-type]
+    m, n, k = (evaluate(d, {}) for d in (spec.m, spec.n, spec.k))
     columns = data[1].astype(np.float32).reshape(-1, k, 8).transpose(1, 0, 2).reshape(k, -1)[:, :n]
-    assert np.array_equal(pack_panels(columns).ravel()[: 8 * k], data[1].ravel()[: 8 * k])
     a = data[0].astype(np.float32).reshape(m, k)
     return np.asarray(a @ columns + data[2].astype(np.float32)).ravel()
 
 
-def measure(gpu: Gpu, name: str, case: kernels.Case, space: list[Any], seconds: float) -> list[Row]:
-    rng = np.random.default_rng(1)
-    data = operands(case, rng)
-    want = expected(case.spec, data)
-    rows = []
-    for rank, knobs in enumerate(space):
-        try:
-            rows.append(_one(gpu, name, case, data, want, rank, knobs, seconds))
-        except DeviceError as error:
-            rows.append(Row(name, str(knobs), rank, 0, 0, 0, 0, str(error)[:300]))
-            continue
-        if want is None:
-            want = _LAST["got"]
-    return rows
+def deviation(got: Array, want: Array) -> float:
+    difference = np.abs(got.astype(np.float32) - want) / np.abs(want).max()
+    return float(difference.max()) if np.isfinite(difference).all() else float("inf")
 
 
-_LAST: dict[str, Array] = {}
-
-
-def _one(
-    gpu: Gpu, name: str, case: kernels.Case, data: list[Array], want: Array | None, rank: int,
-    knobs: Any, seconds: float,
-) -> Row:  # fmt: skip
-    kernel = wgsl.render(case.spec, knobs)
-    start = time.perf_counter()
-    gpu.pipelines([kernel])
-    compiled = time.perf_counter() - start
-    size = case.output * case.spec.output.bytes
-    prepared = gpu.prepare(kernel, data, (), size, poison=True)
-    try:
-        (raw,) = gpu.run(prepared.dispatches, [(prepared.output, size)])
-        got = np.frombuffer(raw, DTYPE[case.spec.output]).astype(np.float32)
-        _LAST["got"] = got
-        error = 0.0
-        if want is not None:
-            scale = float(np.abs(want).max())
-            difference = np.abs(got - want) / scale
-            error = float(difference.max()) if np.isfinite(difference).all() else float("inf")
-        once = max(min(gpu.time(prepared.dispatches, 3) / 3 for _ in range(2)), 1e-7)
-        repeats = max(3, min(400, int(seconds / 5 / once)))
-        taken = min(gpu.time(prepared.dispatches, repeats) / repeats for _ in range(5))
-    finally:
-        prepared.destroy()
-    limit = 4e-3 if Storage.F16 in case.spec.operands else 1e-5
-    problem = "" if error <= limit else f"WRONG by {error:.2g}"
-    return Row(name, str(knobs), rank, taken * 1e6, case.flops / taken / 1e12, compiled * 1e3,
-               error, problem)  # fmt: skip
+def tolerance(case: kernels.Case) -> float:
+    return 4e-3 if Storage.F16 in case.spec.operands else 1e-5
 
 
 def whole_space(spec: KernelSpec, caps: WgslCaps) -> list[Any]:
@@ -138,32 +116,136 @@ def whole_space(spec: KernelSpec, caps: WgslCaps) -> list[Any]:
     return wgsl.space(spec, caps)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", default="", help="cases whose name contains this")
-    parser.add_argument("--lite", action="store_true", help="what a tuner would try")
-    parser.add_argument("--seconds", type=float, default=0.02, help="device time per candidate")
-    parser.add_argument("--top", type=int, default=12, help="rows printed per case, best first")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    options = parser.parse_args()
+# -- desktop ---------------------------------------------------------------------------------------
+
+
+def desktop(cases: dict[str, kernels.Case], spaces: list[list[Any]]) -> list[Row]:
+    from pywebgpu.executors.wgpu_device import Gpu
+
     gpu = Gpu()
-    caps = gpu.caps()
-    print(gpu.name, caps, flush=True)
-    rows: list[Row] = []
-    for name, make in CASES.items():
-        if options.only not in name:
-            continue
-        case = make()
-        space = wgsl.space(case.spec, caps) if options.lite else whole_space(case.spec, caps)
-        found = measure(gpu, name, case, space, options.seconds)
+    print(gpu.name, gpu.caps(), flush=True)
+    rows = []
+    for (name, case), space in zip(cases.items(), spaces, strict=True):
+        found = _desktop_case(gpu, name, case, space)
         rows += found
-        _print(name, found, options.top)
-        sys.stdout.flush()
-        if options.json:
-            options.json.write_text(json.dumps([r.__dict__ for r in rows], indent=0))
+        show(name, found)
+    return rows
 
 
-def _print(name: str, rows: list[Row], top: int) -> None:
+def _desktop_case(gpu: Any, name: str, case: kernels.Case, space: list[Any]) -> list[Row]:
+    data = operands(case)
+    want = expected(case.spec, data)
+    size = case.output * case.spec.output.bytes
+    rows: dict[int, Row] = {}
+    work: dict[int, list[Any]] = {}
+    buffers = [gpu.buffer(a.nbytes) for a in data]
+    for buffer, array in zip(buffers, data, strict=True):
+        gpu.write(buffer, array.tobytes())
+    output = gpu.buffer(size)
+    for rank, knobs in enumerate(space):
+        try:
+            kernel = wgsl.render(case.spec, knobs)
+            start = time.perf_counter()
+            gpu.pipelines([kernel])
+            compiled = (time.perf_counter() - start) * 1e3
+            scratch = [gpu.buffer(evaluate(n, {}), poison=True) for n in kernel.scratch]
+            gpu.poison(output)
+            work[rank] = gpu.dispatches(kernel, buffers, output, scratch, (), None)
+            (raw,) = gpu.run(work[rank], [(output, size)])
+        except DeviceError as error:
+            rows[rank] = Row(name, str(knobs), rank, problem=str(error)[:300])
+            work.pop(rank, None)
+            continue
+        got = np.frombuffer(raw, _DTYPE[case.spec.output])
+        want = got.astype(np.float32) if want is None else want
+        error_ = deviation(got, want)
+        problem = "" if error_ <= tolerance(case) else f"WRONG by {error_:.2g}"
+        rows[rank] = Row(name, str(knobs), rank, compile_ms=compiled, error=error_, problem=problem)
+    once = {rank: max(gpu.time(d, 2) / 2, 1e-6) for rank, d in work.items()}
+    times: dict[int, list[float]] = {rank: [] for rank in work}
+    for _ in range(ROUNDS):
+        for rank, dispatches in work.items():
+            repeats = max(1, min(1000, int(BUSY / once[rank])))
+            gpu.submit(dispatches * repeats)
+            times[rank].append(gpu.time(dispatches, repeats) / repeats)
+            once[rank] = times[rank][-1]
+    for buffer in (*buffers, output):
+        buffer.destroy()
+    return [_timed(case, row, times.get(rank, [])) for rank, row in rows.items()]
+
+
+def _timed(case: kernels.Case, row: Row, seconds: list[float]) -> Row:
+    if not seconds:
+        return row
+    taken = statistics.median(seconds)
+    return dataclasses.replace(
+        row, us=taken * 1e6, spread=max(seconds) / min(seconds), tflops=case.flops / taken / 1e12
+    )
+
+
+# -- browser ---------------------------------------------------------------------------------------
+
+
+def browser(
+    cases: dict[str, kernels.Case], spaces: list[list[Any]], command: str, flags: list[str]
+) -> list[Row]:
+    folder = Path("build/candidates").resolve()
+    page = folder / "page"
+    page.mkdir(parents=True, exist_ok=True)
+    shutil.copy(Path(__file__).parent / "page" / "candidates.js", page)
+    (page / "auto.html").write_text('<script type="module" src="candidates.js"></script>')
+    jobs = []
+    for number, (case, space) in enumerate(zip(cases.values(), spaces, strict=True)):
+        data = operands(case)
+        want = expected(case.spec, data)
+        files = []
+        for i, array in enumerate([*data, *([want] if want is not None else [])]):
+            files.append(f"../{number}-{i}.bin")
+            (folder / f"{number}-{i}.bin").write_bytes(array.tobytes())
+        jobs.append({
+            "operands": files[: len(data)],
+            "expected": files[len(data)] if want is not None else None,
+            "elements": case.output,
+            "half": case.spec.output is Storage.F16,
+            "rounds": ROUNDS,
+            "busy": BUSY,
+            "kernels": [_kernel_json(wgsl.render(case.spec, knobs)) for knobs in space],
+        })  # fmt: skip
+    results = unattended.run(folder, jobs, command, flags, 100)
+    rows: list[Row] = []
+    for (name, case), space, result in zip(cases.items(), spaces, results, strict=True):
+        if "failed" in result:
+            print(f"== {name}: {result['failed']}")
+            continue
+        if not rows:
+            print(result["device"], flush=True)
+        found = []
+        for rank, (knobs, r) in enumerate(zip(space, result["kernels"], strict=True)):
+            error = float("inf") if r["error"] is None else r["error"]
+            problem = r.get("problem") or ("" if error <= tolerance(case) else f"WRONG by {error}")
+            row = Row(name, str(knobs), rank, compile_ms=r.get("compiled", 0), error=error,
+                      problem=problem)  # fmt: skip
+            found.append(_timed(case, row, r["seconds"]))
+        rows += found
+        show(name, found)
+    return rows
+
+
+def _kernel_json(kernel: Any) -> dict[str, Any]:
+    return {
+        "passes": [
+            {
+                "code": p.code,
+                "bindings": [[b.role.value, b.index] for b in p.bindings],
+                "grid": [evaluate(d, {}) for d in p.grid],
+            }
+            for p in kernel.passes
+        ],
+        "scratch": [evaluate(n, {}) for n in kernel.scratch],
+    }
+
+
+def show(name: str, rows: list[Row], top: int = 12) -> None:
     good = sorted((r for r in rows if not r.problem), key=lambda r: r.us)
     default = next((r for r in rows if r.rank == 0), None)
     line = f"== {name}: {len(good)} good, {len(rows) - len(good)} not"
@@ -172,9 +254,40 @@ def _print(name: str, rows: list[Row], top: int) -> None:
     print(line)
     for r in [*good[:top], *(r for r in rows if r.problem)]:
         print(
-            f"  {r.rank:3d} {r.us:9.1f} us {r.tflops:7.2f} TFLOP/s  compiled {r.compile_ms:6.1f} ms"
-            f"  error {r.error:.1e}  {r.knobs} {r.problem}"
+            f"  {r.rank:3d} {r.us:8.1f} us x{r.spread:.2f} {r.tflops:7.2f} TFLOP/s  compiled "
+            f"{r.compile_ms:6.1f} ms  error {r.error:.1e}  {r.knobs} {r.problem}"
         )
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--part", choices=["browser", "desktop"], default="desktop")
+    parser.add_argument("--only", action="append", default=[], help="cases of this name")
+    parser.add_argument("--dtype", choices=["f32", "f16"], default="f32")
+    parser.add_argument("--matrix", action="store_true", help="with subgroup matrices")
+    parser.add_argument("--lite", action="store_true", help="what a tuner would try, no more")
+    parser.add_argument("--most", type=int, help="candidates per case")
+    parser.add_argument("--browser", default="/usr/bin/chromium", help="its command line")
+    parser.add_argument("--flag", action="append", default=[], help="one more browser flag")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    cases = {n: make() for n, make in CASES.items() if not options.only or n in options.only}
+    if options.dtype == "f16":
+        cases = {name: in_half(case) for name, case in cases.items()}
+    # What a GPU of today offers at least; a candidate that this one cannot hold says so.
+    variant = next(
+        v for v in WGSL_VARIANTS if v.name == ("matrix" if options.matrix else "default")
+    )
+    caps = dataclasses.replace(variant.caps, max_workgroup_storage=32768, f16=True)
+    space = wgsl.space if options.lite else whole_space
+    spaces = [space(case.spec, caps)[: options.most] for case in cases.values()]
+    if options.part == "desktop":
+        rows = desktop(cases, spaces)
+    else:
+        rows = browser(cases, spaces, options.browser, [*FLAGS, *options.flag])
+    if options.json:
+        options.json.write_text(json.dumps([dataclasses.asdict(r) for r in rows], indent=0))
 
 
 if __name__ == "__main__":

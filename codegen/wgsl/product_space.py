@@ -1,0 +1,165 @@
+"""Which forms of a product are legal on a device, and which of them to try first."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ..caps import WgslCaps
+from ..dims import ceildiv
+from .product import Direct, Few, Knobs, Matrix, Order, Product, Tile
+
+_TILES = (
+    # (bm, bn, bk, tm, tn), large to small
+    (128, 128, 8, 8, 8), (128, 128, 16, 8, 8), (128, 64, 8, 8, 8), (128, 64, 16, 8, 8),
+    (64, 128, 8, 8, 8), (64, 128, 16, 8, 8), (64, 64, 8, 8, 4), (64, 64, 16, 8, 4),
+    (64, 64, 16, 4, 4), (64, 64, 16, 8, 8), (64, 64, 32, 8, 4), (64, 32, 16, 4, 4),
+    (64, 32, 32, 4, 4), (32, 64, 16, 4, 4), (32, 64, 32, 4, 4), (32, 32, 32, 4, 4),
+    (32, 32, 16, 2, 4), (16, 64, 32, 2, 4), (16, 64, 16, 4, 4), (16, 32, 32, 2, 4),
+    (64, 16, 32, 4, 4), (16, 32, 64, 2, 4), (32, 32, 64, 2, 4),
+)  # fmt: skip
+_MATRICES = (
+    # (bm, bn, bk, sm, sn)
+    (128, 128, 32, 64, 64), (128, 128, 32, 64, 32), (128, 128, 32, 32, 64), (128, 128, 16, 64, 64),
+    (128, 128, 64, 64, 32), (128, 64, 32, 64, 32), (64, 128, 32, 32, 64), (64, 64, 32, 32, 32),
+    (64, 64, 64, 32, 32), (64, 64, 32, 64, 32), (64, 32, 32, 32, 32), (32, 64, 64, 32, 32),
+    (32, 32, 64, 16, 32), (16, 64, 64, 16, 32),
+)  # fmt: skip
+
+
+def space(p: Product, caps: WgslCaps) -> list[Knobs]:
+    """What a rough model of a GPU thinks fastest, first; few-rows forms first for small M."""
+    few = [f for f in _few(p) if _legal_few(f, caps)]
+    tiles: list[Tile] = []
+    shapes: Counter[tuple[int, ...]] = Counter()
+    for t in sorted(_tiles(p, caps), key=lambda t: _cycles(p, t, caps)):
+        shape = (t.bm, t.bn, t.bk, t.tm, t.tn)
+        shapes[shape] += 1
+        if shapes[shape] <= 2:  # its best variants; tuning wants different shapes
+            tiles.append(t)
+    direct = [d for d in _direct(p) if d.tx * d.ty <= caps.max_invocations]
+    if isinstance(p.m, int) and p.m <= 8:
+        return [*few, *tiles[:8], *direct[:2]]
+    if caps.emulated or _multiplications(p) <= _SMALL:
+        return [*direct[:3], *tiles[:16], *few[:3]]
+    matrices = sorted(_matrices(p, caps), key=lambda t: _matrix_cycles(p, t, caps))
+    return [*matrices[:12], *tiles[: 6 if matrices else 16], *direct[:3], *few[:3]]
+
+
+_SMALL = 8 << 20
+"""Multiplications of a product too small for staging to pay: it would take microseconds on any
+GPU, while a shader with workgroup memory takes several times as long to compile."""
+
+
+def _sizes(p: Product) -> tuple[int, int, int, int]:
+    """z, m, n, k, with a guess for those known at run time only."""
+    z = p.z if isinstance(p.z, int) else 8
+    m, n, k = (x if isinstance(x, int) else _USUAL for x in (p.m, p.n, p.k))
+    return z, m, n, k
+
+
+def _multiplications(p: Product) -> int:
+    z, m, n, k = _sizes(p)
+    return z * m * n * k
+
+
+def _direct(p: Product) -> list[Direct]:
+    """Small tiles first where there are few columns, so that enough threads have work."""
+    n = p.n if isinstance(p.n, int) else _USUAL
+    wide = [Direct(4, 4, 8, 8), Direct(4, 8, 8, 8), Direct(2, 4, 8, 8), Direct(4, 4, 16, 4)]
+    narrow = [Direct(2, 4, 8, 8), Direct(4, 4, 4, 16), Direct(1, 4, 4, 16)]
+    return wide if n >= 32 else narrow
+
+
+def _splits(p: Product, bk: int) -> list[int]:
+    """Into how many parts the k axis may be cut."""
+    k = p.k if isinstance(p.k, int) else 64
+    elements = p.z * p.m * ceildiv(p.n, 4) * 4
+    # Partial sums must be sure to fit: a dynamic product may grow to any size.
+    room = _MOST_PARTIAL // (4 * max(elements, 1)) if isinstance(elements, int) else 1
+    return [s for s in (1, 2, 4, 8, 16) if s == 1 or (k >= s * bk * 4 and s <= room)]
+
+
+def _tiles(p: Product, caps: WgslCaps) -> list[Tile]:
+    kinds = (True, False) if p.half and caps.f16 and not caps.emulated else (False,)
+    found = (
+        Tile(*shape, splits, buffers, half)
+        for shape in _TILES
+        for splits in _splits(p, shape[2])
+        for buffers in (1, 2)
+        for half in kinds
+    )
+    return [t for t in found if _legal(t, caps)]
+
+
+def _matrices(p: Product, caps: WgslCaps) -> list[Matrix]:
+    if not (caps.matrix and p.half):
+        return []
+    found = (Matrix(*shape, splits) for shape in _MATRICES for splits in _splits(p, shape[2]))
+    return [t for t in found if _legal(t, caps)]
+
+
+_MOST_PARTIAL = 32 << 20
+"""Bytes of partial sums that a split product may take."""
+
+_USUAL = 256  # what a dynamic size is taken for
+_LATENCY = 600  # cycles from asking for a tile to having it
+
+
+def _cycles(p: Product, t: Tile, caps: WgslCaps) -> float:
+    """An estimate that orders candidates; only measuring tells how long they take."""
+    z, m, n, k = _sizes(p)
+    groups = -(-m // t.bm) * -(-n // t.bn) * z * t.splits
+    waves = max(1.0, groups / caps.fill)
+    beside = min(4.0, waves)  # workgroups that share a slot and hide each other's latency
+    rate = min(128.0, t.threads * beside) * (1.7 if t.half else 1)
+    # Reads from workgroup memory per multiplication fall as a thread's tile grows.
+    busy = min(1.0, t.tm * t.tn / (t.tm + t.tn) / 3)
+    step = t.bm * t.bn * t.bk / rate / busy
+    wait = _LATENCY / beside * (0.35 if t.buffers == 2 else 0.4)
+    return waves * max(1, -(-k // (t.bk * t.splits))) * (step + wait) + _second_pass(p, t.splits)
+
+
+def _matrix_cycles(p: Product, t: Matrix, caps: WgslCaps) -> float:
+    z, m, n, k = _sizes(p)
+    groups = -(-m // t.bm) * -(-n // t.bn) * z * t.splits
+    waves = max(1.0, groups / caps.fill)
+    beside = min(3.0, waves)
+    rate = min(1024.0, t.threads * 6 * beside)
+    # Matrices loaded per multiplication of two of them.
+    busy = min(1.0, t.sm * t.sn / (t.sm + t.sn) / 32)
+    step = t.bm * t.bn * t.bk / rate / busy
+    wait = _LATENCY / beside * 0.4
+    return waves * max(1, -(-k // (t.bk * t.splits))) * (step + wait) + _second_pass(p, t.splits)
+
+
+def _second_pass(p: Product, splits: int) -> float:
+    """Partial sums go out to memory and come back, some thousand bytes per cycle."""
+    z, m, n, _ = _sizes(p)
+    return 6000 + m * n * z * splits * 8 / 1000 if splits > 1 else 0
+
+
+def _legal(t: Tile | Matrix, caps: WgslCaps) -> bool:
+    return (
+        t.storage <= caps.max_workgroup_storage
+        and t.threads <= min(caps.max_invocations, caps.max_workgroup_size[0])
+    )  # fmt: skip
+
+
+def _few(p: Product) -> list[Few]:
+    m = p.m if isinstance(p.m, int) else 4
+    rows = next(r for r in (1, 2, 4, 8) if r >= min(m, 8))
+    if p.b is Order.PANEL:
+        pairs = [(2, 32), (2, 64), (2, 16), (4, 32), (4, 16), (2, 128), (8, 8)]
+    elif p.b is Order.N:
+        pairs = [(8, 8), (8, 16), (16, 8), (4, 16), (8, 32), (16, 4), (32, 4)]
+    else:
+        pairs = [(1, 64), (1, 32), (2, 32), (1, 128), (2, 64), (4, 32), (1, 256)]
+    return [Few(rows, columns, shares) for columns, shares in pairs]
+
+
+def _legal_few(f: Few, caps: WgslCaps) -> bool:
+    threads = f.columns * f.shares
+    return (
+        threads <= min(caps.max_invocations, caps.max_workgroup_size[0])
+        and 16 * f.rows * threads <= caps.max_workgroup_storage
+    )
