@@ -11,7 +11,7 @@ twice: one inner function then serves all of a product with at least `rows` rows
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..caps import WasmCaps
 from ..dims import Dim, align, ceildiv
@@ -28,6 +28,8 @@ from .product import (
     Tile,
     check_storage,
     copy_plane,
+    copy_rows,
+    fill_zero,
     offset_of,
     pack_transposed,
     size,
@@ -45,6 +47,12 @@ class Knobs:
     """Rows of A that are kept near while B passes."""
     direct: bool = False
     """Read a B with contiguous columns where it lies instead of packing it."""
+    depth: int = 0
+    """At most so much of K at a time, so that a panel and some rows of A stay in the first-level
+    cache; the sums wait in scratch meanwhile. 0: all of K."""
+    pack: bool = False
+    """Copy blocks of A to scratch even if its rows are contiguous: there, they lie where they do
+    not push each other out of the cache, as rows of a power of two of bytes do."""
 
     @property
     def tile(self) -> Tile:
@@ -82,11 +90,35 @@ def space(spec: Matmul, caps: WasmCaps) -> list[Knobs]:
     if rows is not None:
         tiles.sort(key=lambda t: t.cost(rows))
     ways = _ways(spec)
-    return [
+    found_knobs = [
         Knobs(t.rows, t.panels, t.unroll, _block(spec, direct), direct)
         for t in tiles[: 16 // len(ways)]
         for direct in ways
     ]
+    if _deep(spec):
+        found_knobs = _blocked(spec, caps, found_knobs)
+    return found_knobs[:16]
+
+
+def _deep(spec: Matmul) -> bool:
+    """Is it a product of many rows with a constant so deep that a panel and A's rows push each
+    other out of the first-level cache?"""
+    many = not isinstance(spec.m, int) or spec.m >= 64
+    return spec.b is None and many and isinstance(spec.k, int) and spec.k > 512
+
+
+def _blocked(spec: Matmul, caps: WasmCaps, plain: list[Knobs]) -> list[Knobs]:
+    """`plain` with K cut, larger blocks (A then streams from the second-level cache or the next)
+    and packing; the default and two more shapes also without."""
+    assert isinstance(spec.k, int)
+    depth = max(128, caps.l1_bytes // 128)
+    block = max(96, min(512, caps.l2_bytes * 3 // 2 // (4 * spec.k)))
+    # Rows at multiples of 2 kB: every second one falls into the same sets of the cache.
+    pack = spec.k * 4 % 2048 == 0
+    cut = [replace(k, block=block, depth=depth, pack=pack) for k in plain]
+    first = cut[0]
+    others = [replace(first, pack=not pack), replace(first, block=block // 2), *plain[:3]]
+    return [first, *others, *cut[1:]]
 
 
 def _int8_space(spec: Matmul, caps: WasmCaps, most: int) -> list[Knobs]:
@@ -140,7 +172,8 @@ class _Emitter:
         self.module, self.spec, self.knobs = module, spec, knobs
         self.integer = spec.operands[0] is Storage.I32
         self.rank = len(spec.batch)
-        self.pack_a = not (_contiguous(spec.a, -1) or spec.k == 1)
+        self.pack_a = knobs.pack or not (_contiguous(spec.a, -1) or spec.k == 1)
+        self.row_pitch: Dim = align(spec.k, 16) + 16  # of packed rows: an odd number of cache lines
         direct = knobs.direct and spec.b is not None and _contiguous(spec.b, -1)
         self.pack_b = spec.b is not None and not direct
         panels = ceildiv(spec.n, PANEL)
@@ -148,6 +181,7 @@ class _Emitter:
         # Moving back the last group takes at least a group; only a static size can promise it.
         self.most = panels if isinstance(panels, int) else 1
         self.variants = self._variants()
+        self.parts = self._parts()
         rows = max(v.rows for v in self.variants)
         self.block_tiles = max(1, knobs.block // rows)
         self.block_rows = self.block_tiles * rows
@@ -156,12 +190,15 @@ class _Emitter:
         self.b_at: Dim = align(dump, 64)
         columns = max(v.columns for v in self.variants)
         k4 = align(spec.k, 4)
-        self.a_at: Dim = self.b_at + (k4 * columns * 4 if self.pack_b else 0)
+        self.c_at: Dim = self.b_at + (k4 * columns * 4 if self.pack_b else 0)
+        # Zeroing goes on to the end of a cache line.
+        sums = align(self.block_rows * columns * 4, 64) if self.parts else 0
+        self.a_at: Dim = self.c_at + sums
         self.scratch: Dim = align(self.a_at + self._a_bytes(), 64)
 
     def _a_bytes(self) -> Dim:
         """Scratch for the block of A, if it is copied."""
-        return self.spec.k * self.block_rows * 4 + 64 if self.pack_a else 0
+        return self.row_pitch * self.block_rows * 4 + 64 if self.pack_a else 0
 
     def _constant_panel(self, b: Local, n0: Local, k: IntLike) -> Int:
         """Address of the packed panel that begins with column `n0`."""
@@ -180,6 +217,15 @@ class _Emitter:
                 tiles.append(Tile(rows, panels, 2))
         return tiles
 
+    def _parts(self) -> list[int]:
+        """The lengths that K is cut into, all but the last the same; empty if it is not cut."""
+        k, knobs = self.spec.k, self.knobs
+        if not knobs.depth or not isinstance(k, int) or k <= knobs.depth:
+            return []
+        each = -(-k // -(-k // knobs.depth))
+        each = -(-each // knobs.unroll) * knobs.unroll
+        return [min(each, k - at) for at in range(0, k, each)]
+
     # -- the tile ---------------------------------------------------------------------------------
 
     def _tile(self, tile: Tile) -> Function:
@@ -192,31 +238,64 @@ class _Emitter:
         k = f.hold(size(spec.k, frame.args))
         stride: IntLike
         if self.pack_a:
-            stride = f.hold(affine(k) * 4)
+            stride = f.hold(affine(size(self.row_pitch, frame.args)) * 4)
         else:
             stride = f.hold(affine(size(spec.a.strides[-2], frame.args)) * 4)
         panels = self._panels(f, frame, tile, k)
-        i, m0, b_now = f.locals(I32, 3)
-        with f.loop_range(i, 0, count):
-            f.assign(m0, row)
-            if not (isinstance(spec.m, int) and spec.m % tile.rows == 0):
-                f.assign(m0, imin(m0, f.hold(affine(size(spec.m, frame.args)) - tile.rows)))
-            with f.scope():
-                base = f.value(a + affine(m0) * stride)
-                rows = [(base, 0)]
-                for r in range(1, tile.rows):
-                    if isinstance(stride, int):
-                        rows.append((base, r * stride))
+        i, m0, b_now, c = f.locals(I32, 4)
+        parts = self.parts if tile == self.variants[0] else []
+
+        def tiles(run: IntLike, from_k: IntLike, last: bool) -> None:
+            """Add `run` of K to all tiles, from `from_k` on."""
+            if parts:
+                f.assign(c, dump + size(self.c_at, frame.args))
+            with f.loop_range(i, 0, count):
+                f.assign(m0, row + i * tile.rows)
+                if not (isinstance(spec.m, int) and spec.m % tile.rows == 0):
+                    f.assign(m0, imin(m0, f.hold(affine(size(spec.m, frame.args)) - tile.rows)))
+                with f.scope():
+                    base = f.value(a + affine(m0) * stride + affine(from_k) * 4)
+                    rows = [(base, 0)]
+                    for r in range(1, tile.rows):
+                        if isinstance(stride, int):
+                            rows.append((base, r * stride))
+                        else:
+                            rows.append((f.value(rows[-1][0] + stride), 0))
+                    f.assign(b_now, b + affine(panels.row) * from_k)
+                    core = Core(f, tile, rows, b_now, panels, self.integer)
+                    if parts:
+                        self._sums(f, core, c, load=True)
                     else:
-                        rows.append((f.value(rows[-1][0] + stride), 0))
-                f.assign(b_now, b)
-                core = Core(f, tile, rows, b_now, panels, self.integer)
-                core.clear()
-                core.run(k)
-                at: list[list[IntLike]] = [[*batch, m0 + r] for r in range(tile.rows)]
-                self.epilogue.store_tile(f, frame, core.acc, at, n0, n0, dump)
-            f.assign(row, row + tile.rows)
+                        core.clear()
+                    core.run(run)
+                    if last:
+                        at: list[list[IntLike]] = [[*batch, m0 + r] for r in range(tile.rows)]
+                        self.epilogue.store_tile(f, frame, core.acc, at, n0, n0, dump)
+                    else:
+                        self._sums(f, core, c, load=False)
+                if parts:
+                    f.assign(c, c + tile.rows * tile.columns * 4)
+
+        if not parts:
+            tiles(k, 0, last=True)
+            return f
+        f.push(dump + size(self.c_at, frame.args), count * (tile.rows * tile.columns * 4))
+        f.call(fill_zero(self.module))
+        at_k = f.local(I32)
+        with f.loop_range(at_k, 0, sum(parts[:-1]), parts[0]):
+            tiles(parts[0], at_k, last=False)
+        tiles(parts[-1], sum(parts[:-1]), last=True)
         return f
+
+    @staticmethod
+    def _sums(f: Function, core: Core, c: Local, load: bool) -> None:
+        """The accumulators from or to memory."""
+        for number, acc in enumerate(acc for row in core.acc for acc in row):
+            if load:
+                f.v128_load(16 * number, addr=c)
+                f.set(acc)
+            else:
+                f.store(c, acc, 16 * number)
 
     def _panels(self, f: Function, frame: Frame, tile: Tile, k: IntLike) -> Panels:
         spec = self.spec
@@ -354,6 +433,7 @@ class _Emitter:
         at, block, packed = state
         spec, args = self.spec, frame.args
         target = f.value(scratch + size(self.a_at, args))
+        pitch = f.hold(affine(size(self.row_pitch, args)) * 4)
         # The last tile may be moved back to before the block's first row.
         begin = f.value(first * rows)
         f.assign(begin, imin(begin, f.hold(affine(m) - rows)))
@@ -366,9 +446,13 @@ class _Emitter:
             how_many = f.value(imin(left, self.block_rows))
             sm = affine(size(spec.a.strides[-2], args)) * 4
             sk = affine(size(spec.a.strides[-1], args)) * 4
-            f.push(a + begin * sm, target, how_many, sm, k, sk, affine(k) * 4)
-            f.call(copy_plane(self.module))
-        f.assign(a, target - begin * (affine(k) * 4))
+            if _contiguous(spec.a, -1):
+                f.push(a + begin * sm, target, how_many, sm, affine(k) * 4, pitch)
+                f.call(copy_rows(self.module))
+            else:
+                f.push(a + begin * sm, target, how_many, sm, k, sk, pitch)
+                f.call(copy_plane(self.module))
+        f.assign(a, target - begin * pitch)
 
     def _pack_b(
         self, f: Function, frame: Frame, b: Local, tile: Tile, n0: Local, n: IntLike, k: IntLike,

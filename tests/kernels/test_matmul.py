@@ -71,6 +71,21 @@ def test_packed_constant(executor: str, m: int, n: int, k: int, dynamic: bool) -
     check_packed(executor, m, n, k, dynamic, EPILOGUES["bias and relu"])
 
 
+@pytest.mark.parametrize("executor", executors("wasm"))
+@pytest.mark.parametrize(
+    ("m", "n", "k", "dynamic"),
+    [
+        (101, 20, 2560, False),
+        (67, 9, 700, False),
+        (70, 9, 1024, True),
+        (1, 9, 515, True),
+        (5, 24, 512, True),
+    ],
+)
+def test_deep_products_are_cut(executor: str, m: int, n: int, k: int, dynamic: bool) -> None:
+    check_packed(executor, m, n, k, dynamic, EPILOGUES["bias and relu"])
+
+
 @pytest.mark.parametrize("executor", executors())
 @pytest.mark.parametrize("final", list(EPILOGUES))
 @pytest.mark.parametrize("n", [24, 29, 5])
