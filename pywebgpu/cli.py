@@ -6,8 +6,12 @@ work without the packages that only the compiler needs.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +20,7 @@ import typer
 from . import __version__
 from .console import (
     EXIT_USER_ERROR,
+    ProgressFunction,
     human_bytes,
     human_ms,
     print_facts,
@@ -39,12 +44,33 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; no progress bar.")]
 ModelArgument = Annotated[Path, typer.Argument(help="An ONNX file.")]
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="An ONNX file, or what --from says.")
+]
 Values = Annotated[
     list[str] | None,
     typer.Option(
         "--value",
         metavar="NAME=VALUE",
         help="Fix an input to a number or a JSON list, so that it is one no more; repeatable.",
+    ),
+]
+
+
+class Source(enum.StrEnum):
+    """What MODEL names."""
+
+    onnx = "onnx"
+    torch = "torch"
+    transformers = "transformers"
+
+
+From = Annotated[
+    Source,
+    typer.Option(
+        "--from",
+        help="What MODEL is: an ONNX file; module:function, which returns a torch module and "
+        "example inputs; a folder of transformers' save_pretrained.",
     ),
 ]
 
@@ -116,6 +142,25 @@ def _existing(path: Path, what: str) -> Path:
     return path
 
 
+@contextmanager
+def _onnx_file(model: str, source: Source, say: ProgressFunction) -> Iterator[Path]:
+    """The ONNX file that MODEL is, or is exported to for as long as the block runs."""
+    if source is Source.onnx:
+        yield _existing(Path(model), "ONNX file")
+        return
+    from .from_torch import write_torch, write_transformers
+
+    name = model.rpartition(":")[2] if source is Source.torch else Path(model).resolve().name
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.onnx"
+        say(f"exporting from {source.value}", 0, 0)
+        if source is Source.torch:
+            write_torch(model, path)
+        else:
+            write_transformers(_existing(Path(model), "folder"), path)
+        yield path
+
+
 def _parse_dims(options: list[str]) -> dict[str, int]:
     """`NAME=N` options as a mapping."""
     dims = {}
@@ -130,8 +175,10 @@ def _parse_dims(options: list[str]) -> dict[str, int]:
 
 
 @app.command()
-def check(model: ModelArgument, value: Values = None, json: Json = False) -> None:
-    """Say what of an ONNX model will run where, what will not and why. Builds nothing.
+def check(
+    model: SourceArgument, source: From = Source.onnx, value: Values = None, json: Json = False
+) -> None:
+    """Say what of a model will run where, what will not and why. Builds nothing.
 
     Exit code 0: the model can be exported; 2: it cannot, for the reasons given.
 
@@ -139,12 +186,14 @@ def check(model: ModelArgument, value: Values = None, json: Json = False) -> Non
     Examples:
       pywebgpu check model.onnx
       pywebgpu check model.onnx --json
+      pywebgpu check --from torch mynet.py:make
     """
     from .check import check as check_model
     from .feeds import parse_value
 
-    _existing(model, "ONNX file")
-    report = check_model(model, values=dict(map(parse_value, value or [])))
+    values = dict(map(parse_value, value or []))
+    with progress_bar(json) as progress, _onnx_file(model, source, progress) as path:
+        report = dataclasses.replace(check_model(path, values=values), model=model)
     if json:
         print_json(report.to_json())
     else:
@@ -192,10 +241,11 @@ def _print_check(report: CheckReport) -> None:
 
 @app.command()
 def export(
-    model: ModelArgument,
+    model: SourceArgument,
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="BUNDLE", help="The folder to write.")
     ],
+    source: From = Source.onnx,
     value: Values = None,
     records: Annotated[
         Path | None,
@@ -225,14 +275,22 @@ def export(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Compile an ONNX model into a bundle: manifest, wasm, WGSL and weights.
+    """Compile a model into a bundle: manifest, wasm, WGSL and weights.
 
     The same model gives the same bytes every time. The folder appears only when it is complete.
+
+    With --from torch, MODEL is module:function or file.py:function. The function takes no arguments
+    and returns (module, example inputs) or (module, example inputs, dynamic_shapes), the last as
+    torch.export has it: {"x": {0: "batch"}} leaves the first axis of x free. PyTorch's exporter
+    makes an ONNX file of it. Needs pip install 'pywebgpu[torch]' or 'pywebgpu[transformers]'.
 
     \b
     Examples:
       pywebgpu export model.onnx -o bundle
       pywebgpu export model.onnx -o bundle --json
+      pywebgpu export --from torch mypackage.nets:small -o bundle
+      pywebgpu export --from torch mynet.py:make -o bundle
+      pywebgpu export --from transformers saved-model/ -o bundle
       pywebgpu export model.onnx -o bundle --value k=[5]     for one value of an input that
                                                              decides shapes
       pywebgpu export model.onnx -o bundle --records records.json
@@ -244,11 +302,10 @@ def export(
     from .export import export as export_model
     from .feeds import load_feed, parse_value
 
-    _existing(model, "ONNX file")
     values = dict(map(parse_value, value or []))
-    with progress_bar(json) as progress:
+    with progress_bar(json) as progress, _onnx_file(model, source, progress) as path:
         report = export_model(
-            model,
+            path,
             out,
             progress=progress,
             values=values,
