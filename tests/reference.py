@@ -356,6 +356,25 @@ def conv_weights(spec: Conv, packed: Array) -> Array:
     return np.stack([unpack(g, taps * cin, cout).reshape(taps, cin, cout) for g in per_group])
 
 
+def _int8_windows(spec: Conv, padded: Array, panels: Array, size: tuple[int, int, int]) -> Array:
+    """Every window as a row, group by group."""
+    batch, oh, ow = size
+    cin, cout = spec.cin // spec.groups, spec.cout // spec.groups
+    (kh, kw), (sy, sx), (dy, dx) = spec.kernel, spec.stride, spec.dilation
+    columns = [
+        padded[:, y * dy :, x * dx :][:, : (oh - 1) * sy + 1 : sy, : (ow - 1) * sx + 1 : sx]
+        for y in range(kh)
+        for x in range(kw)
+    ]
+    windows = np.stack([c[:, :oh, :ow] for c in columns], axis=3)
+    per_group = panels.reshape(spec.groups, -1)
+    found = []
+    for g in range(spec.groups):
+        rows = windows[..., g * cin : (g + 1) * cin].reshape(batch * oh * ow, kh * kw * cin)
+        found.append(int8_product(rows, per_group[g], kh * kw * cin, cout))
+    return np.concatenate(found, axis=-1).reshape(batch, oh, ow, spec.cout)
+
+
 def _conv(spec: Conv, operands: list[Array], env: dict[str, int]) -> tuple[Array, Array]:
     (batch,) = _dims((spec.batch,), env)
     (h, w), (oh, ow) = _dims(spec.in_size, env), _dims(spec.out_size, env)
@@ -365,6 +384,12 @@ def _conv(spec: Conv, operands: list[Array], env: dict[str, int]) -> tuple[Array
     reach_x = (ow - 1) * spec.stride[1] + (spec.kernel[1] - 1) * spec.dilation[1] + 1
     padded = np.zeros((batch, max(reach_y, top + h, 1), max(reach_x, left + w, 1), spec.cin))
     padded[:, top : top + h, left : left + w] = x
+    if spec.operands[1] is Storage.I8:
+        acc = _int8_windows(spec, padded, operands[1], (batch, oh, ow))
+        space = [batch, oh, ow, spec.cout]
+        axes = _grid(space)
+        final = scalar(spec.final, axes, operands, env, acc)
+        return np.broadcast_to(_view(spec.out, axes, env), space), np.broadcast_to(final, space)
     weights = conv_weights(spec, operands[1])
     cin, cout = spec.cin // spec.groups, spec.cout // spec.groups
     acc = np.zeros((batch, oh, ow, spec.groups, cout))

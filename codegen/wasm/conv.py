@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from ..caps import WasmCaps
 from ..dims import Dim, align, dim_max, dim_min, floordiv
-from ..spec import PANEL, Conv, Storage
-from . import depthwise, planar
+from ..spec import PANEL, Conv, Storage, int8_panel_bytes
+from . import depthwise, int8, planar
 from .asm import I32, Function, Int, IntLike, Local, Module, affine, imax, imin
 from .kernel import WasmKernel
 from .partition import share
@@ -39,6 +39,10 @@ from .product import (
 
 _BLOCK_BYTES = 192 << 10
 """What a block's input may take, so that it stays in the second-level cache."""
+
+
+_RECORD_BYTES = 192 << 10
+"""The same for the records of an int8 block's rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,8 @@ def space(spec: Conv, caps: WasmCaps) -> list[Knobs] | list[depthwise.Knobs] | l
     if spec.depthwise:
         return depthwise.space(spec, caps)
     panels = -(-spec.cout // spec.groups // PANEL)
+    if spec.operands[1] is Storage.I8:
+        return _int8_space(spec, caps, panels)
     block = _block(spec)
     pixels = _pixels(spec, block)
     found = []
@@ -75,6 +81,25 @@ def space(spec: Conv, caps: WasmCaps) -> list[Knobs] | list[depthwise.Knobs] | l
     if pixels is not None:
         found.sort(key=lambda c: Tile(c.rows, c.panels, c.unroll).cost(pixels))
     return found
+
+
+def _int8_space(spec: Conv, caps: WasmCaps, panels: int) -> list[Knobs]:
+    """Tiles over row records, which must stay near too."""
+    depth = spec.kernel[0] * spec.kernel[1] * spec.cin // spec.groups
+    most = max(8, _RECORD_BYTES // depth)
+    height, width = _block(spec)
+    width = min(width, most)
+    block = (max(1, min(height, most // width)), width)
+    pixels = _pixels(spec, block)
+    found: dict[Knobs, None] = {}
+    for tile in int8.TILES:
+        fits = tile.registers(caps.relaxed) <= caps.simd_registers
+        if fits and tile.panels <= panels and (pixels is None or tile.rows <= pixels):
+            found[Knobs(tile.rows, tile.panels, tile.unroll, block)] = None
+    candidates = list(found)
+    if pixels is not None:
+        candidates.sort(key=lambda c: -(-pixels // c.rows) * int8.cost(c.rows, c.panels))
+    return candidates
 
 
 def _block(spec: Conv) -> tuple[int, int]:
@@ -110,6 +135,8 @@ def emit(module: Module, spec: Conv, knobs: Knobs | depthwise.Knobs | planar.Kno
     check_storage(spec)
     if not isinstance(knobs, Knobs):
         return depthwise.emit(module, spec, knobs)
+    if spec.operands[1] is Storage.I8:
+        return _Int8Emitter(module, spec, knobs).kernel()
     return _Emitter(module, spec, knobs).kernel()
 
 
@@ -133,6 +160,7 @@ class _Emitter:
         self.module, self.spec, self.knobs = module, spec, knobs
         self.cin, self.cout = spec.cin // spec.groups, spec.cout // spec.groups
         self.k = spec.kernel[0] * spec.kernel[1] * self.cin
+        self.column_bytes = self.k * 4  # of a packed column of weights
         self.panels = -(-self.cout // PANEL)
         side_by_side = spec.x.strides[3] == 1 or spec.cin == 1
         self.copy = not (side_by_side and stays_inside(spec))
@@ -173,10 +201,7 @@ class _Emitter:
         f = self.module.function(f"conv_{tile.rows}x{tile.columns}", Frame.types(spec, 10))
         frame, (a, b, row, count, n0, channel, dump, image, y0, x0) = Frame.inner(spec, f)
         width = f.hold(size(self.width, frame.args))
-        y_stride, x_stride = (f.hold(affine(size(s, frame.args)) * 4) for s in self._strides())
-        down = f.hold(affine(y_stride) * spec.stride[0])
-        right = f.hold(affine(x_stride) * spec.stride[1])
-        loops, run = self._loops(y_stride, x_stride)
+        down, right = self._prepare(f, frame)
         i, first, b_now = f.locals(I32, 3)
         with f.loop_range(i, 0, count):
             f.assign(first, row)
@@ -198,12 +223,24 @@ class _Emitter:
                     self._wander(f, tile.rows, (y, x, x0), width, (down, right), pointer, rows)
                     at = [[image, *c] for c in self._where]
                 f.assign(b_now, b)
-                core = Core(f, tile, rows, b_now, Panels.packed(self.k, tile.panels), self.integer)
-                core.clear()
-                core.run(run, loops)
-                self.epilogue.store_tile(f, frame, core.acc, at, n0, channel, dump)
+                acc = self._products(f, tile, rows, b_now)
+                self.epilogue.store_tile(f, frame, acc, at, n0, channel, dump)
             f.assign(row, row + tile.rows)
         return f
+
+    def _prepare(self, f: Function, frame: Frame) -> tuple[IntLike, IntLike]:
+        """Bytes from a pixel's operands to those of the pixel below and to the right."""
+        y_stride, x_stride = (f.hold(affine(size(s, frame.args)) * 4) for s in self._strides())
+        self.loops, self.run = self._loops(y_stride, x_stride)
+        down = f.hold(affine(y_stride) * self.spec.stride[0])
+        return down, f.hold(affine(x_stride) * self.spec.stride[1])
+
+    def _products(self, f: Function, tile: Tile, rows: list[Row], b: Local) -> list[list[Local]]:
+        """A tile's sums; `b`, which it may move, points at the first panel."""
+        core = Core(f, tile, rows, b, Panels.packed(self.k, tile.panels), self.integer)
+        core.clear()
+        core.run(self.run, self.loops)
+        return core.acc
 
     @property
     def integer(self) -> bool:
@@ -281,6 +318,7 @@ class _Emitter:
         total = f.hold(affine(batch) * down * across * per_block)
         start, end = share(f, thread, threads, total)
         packed = f.value(-1)
+        self._begin(f)
         with f.block() as done, f.loop() as again:
             f.push(start, end)
             f.i32_ge_s()
@@ -316,10 +354,11 @@ class _Emitter:
                     group = f.value(affine(panel) // groups)
                     f.assign(panel, panel - affine(group) * groups)
                     f.assign(a, a + affine(group) * (self.cin * 4))
+                self._bring(f, frame, a, scratch, affine(block) * spec.groups + group)
                 n0 = f.value(panel * main.columns)
                 f.assign(n0, imin(n0, (self.panels - main.panels) * PANEL))
-                per_group = self.panels * PANEL * self.k * 4
-                b = f.value(operands[1] + affine(group) * per_group + n0 * (self.k * 4))
+                per_group = self.panels * PANEL * self.column_bytes
+                b = f.value(operands[1] + affine(group) * per_group + n0 * self.column_bytes)
                 channel = f.value(n0 + affine(group) * self.cout)
                 for variant, function in zip(self.variants, tiles, strict=True):
 
@@ -337,6 +376,12 @@ class _Emitter:
                 f.assign(start, start + count)
             f.br(again)
         return WasmKernel(f.index, self.scratch)
+
+    def _begin(self, f: Function) -> None:
+        """What the entry function remembers from block to block, beside the patch."""
+
+    def _bring(self, f: Function, frame: Frame, a: Local, scratch: Local, key: Int) -> None:
+        """Change `a`, the input of a block and group, into what the tiles read."""
 
     def _patch(self) -> Function:
         """(frame, target, b, y, x): the input that the block at y, x reads, zeros around it."""
@@ -395,3 +440,57 @@ class _Emitter:
             return
         f.push(source, target, count, across, spec.cin, channel, spec.cin * 4)
         f.call(copy_plane(module))
+
+
+class _Int8Emitter(_Emitter):
+    """Each window of a block becomes a row record (see `int8`), once per group."""
+
+    def __init__(self, module: Module, spec: Conv, knobs: Knobs) -> None:
+        super().__init__(module, spec, knobs)
+        self.column_bytes = int8_panel_bytes(self.k) // PANEL
+        self.pitch = int8.pitch(module, self.k)
+        self.records_at = self.scratch
+        self.scratch = align(self.records_at + self.pixels * self.pitch + 128, 64)
+        self._records = self._round()
+
+    def _prepare(self, f: Function, frame: Frame) -> tuple[IntLike, IntLike]:
+        return f.hold(affine(size(self.width, frame.args)) * self.pitch), self.pitch
+
+    def _products(self, f: Function, tile: Tile, rows: list[Row], b: Local) -> list[list[Local]]:
+        core = int8.Core(f, int8.Tile(tile.rows, tile.panels, tile.unroll), self.k, rows, b)
+        core.run()
+        return core.acc
+
+    def _begin(self, f: Function) -> None:
+        self._rounded = f.value(-1)
+
+    def _bring(self, f: Function, frame: Frame, a: Local, scratch: Local, key: Int) -> None:
+        records = f.value(scratch + size(self.records_at, frame.args))
+        here = f.value(key)
+        f.push(self._rounded, here)
+        f.i32_ne()
+        with f.if_():
+            f.assign(self._rounded, here)
+            f.push(*frame.all, a, records)
+            f.call(self._records)
+        f.assign(a, records)
+
+    def _round(self) -> Function:
+        """(frame, block's input, records): the windows of a block, rounded."""
+        f = self.module.function("conv_round", Frame.types(self.spec, 2))
+        frame, (source, target) = Frame.inner(self.spec, f)
+        height, width = (f.hold(size(d, frame.args)) for d in (self.height, self.width))
+        down, right = super()._prepare(f, frame)
+        back = f.hold(affine(down) - affine(width) * right)
+        strides = [f.hold(stride) for _, stride in self.loops]
+        counts = [int(count) for count, _ in self.loops if isinstance(count, int)]
+        row = int8.quantise_row(self.module, counts, self.run)
+        i, j = f.locals(I32, 2)
+        with f.loop_range(i, 0, height):
+            with f.loop_range(j, 0, width):
+                f.push(source, target, *strides)
+                f.call(row)
+                f.assign(target, target + self.pitch)
+                f.assign(source, source + right)
+            f.assign(source, source + back)
+        return f

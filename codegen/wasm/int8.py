@@ -9,6 +9,8 @@ they are loaded, and `dot_i16x8` does the rest: the same integers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from ..spec import PANEL, int8_panel_bytes
@@ -209,14 +211,14 @@ class Core:
                 f.set(acc)
 
 
-def quantise_row(module: Module, runs: int, run: int) -> Function:
-    """(source, target, bytes between runs): `runs` x `run` floats become a row record.
+def quantise_row(module: Module, counts: Sequence[int], run: int) -> Function:
+    """(source, target, strides...): runs of `run` adjacent floats become one row record.
 
-    A run's elements lie side by side in the source.
+    There are `counts` runs, outermost first, `strides` bytes apart.
     """
 
     def build(f: Function) -> None:
-        source, target, between = f.params
+        source, target, *strides = f.params
         high, low, x = f.locals(V128, 3)
         f.zero(high)
         f.zero(low)
@@ -232,9 +234,8 @@ def quantise_row(module: Module, runs: int, run: int) -> Function:
             f.i32x4_max_u()
             f.set(low)
 
-        i, j, at = f.locals(I32, 3)
-        with f.loop_range(j, 0, runs):
-            f.assign(at, source)
+        i = f.local(I32)
+        with _runs(f, source, counts, strides) as at:
             with f.loop_range(i, 0, run // 16):
                 for v in range(4):
                     f.v128_load(addr=at + 16 * v)
@@ -244,10 +245,6 @@ def quantise_row(module: Module, runs: int, run: int) -> Function:
                 f.v128_load(addr=at + 16 * v)
                 _mask(f, run % 16 - 4 * v)
                 extremes()
-            if runs > 1:
-                f.assign(source, source + between)
-        if runs > 1:
-            f.assign(source, source - between * runs)
         for lanes in ((2, 3, 0, 1), (1, 0, 3, 2)):
             for extreme, op in ((high, f.i32x4_max_s), (low, f.i32x4_max_u)):
                 f.get(extreme, extreme, extreme)
@@ -256,9 +253,35 @@ def quantise_row(module: Module, runs: int, run: int) -> Function:
                 f.set(extreme)
         scale, inverse, shift = _parameters(f, high, low)
         f.store(target, scale)
-        _quantise(f, (source, target, between), (runs, run), inverse, shift)
+        to = f.value(target + HEADER)
+        with _runs(f, source, counts, strides) as at:
+            _quantise(f, at, to, run, inverse, shift)
 
-    return module.helper(f"quantise_{runs}x{run}", [I32] * 3, [], build)
+    name = "x".join(map(str, (*counts, run)))
+    return module.helper(f"quantise_{name}", [I32] * (2 + len(counts)), [], build)
+
+
+@contextmanager
+def _runs(
+    f: Function, source: Local, counts: Sequence[int], strides: Sequence[Local]
+) -> Iterator[Local]:
+    """Loops over runs; gives a local that points at the run and may be moved."""
+    at = f.local(I32)
+    with ExitStack() as stack:
+        pointer = source
+        for count, stride in zip(counts, strides, strict=True):
+            outer, pointer = pointer, f.local(I32)
+            f.assign(pointer, outer)
+            stack.enter_context(_stepping(f, pointer, count, stride))
+        f.assign(at, pointer)
+        yield at
+
+
+@contextmanager
+def _stepping(f: Function, pointer: Local, count: int, stride: Local) -> Iterator[None]:
+    with f.loop_range(f.local(I32), 0, count):
+        yield
+        f.assign(pointer, pointer + stride)
 
 
 def _mask(f: Function, lanes: int) -> None:
@@ -310,18 +333,12 @@ def _parameters(f: Function, high: Local, low: Local) -> tuple[Local, Local, Loc
     return scale, inverse, zero
 
 
-def _quantise(
-    f: Function, pointers: tuple[Local, Local, Local], sizes: tuple[int, int],
-    inverse: Local, shift: Local,
-) -> None:  # fmt: skip
-    """Write the numbers of a row, in groups of 16 and the rest one vector at a time."""
-    source, target, between = pointers
-    runs, run = sizes
+def _quantise(f: Function, at: Local, to: Local, run: int, inverse: Local, shift: Local) -> None:
+    """Write the numbers of a run from `at` to `to`, and move both."""
     wide = width(f.module)
-    i, j, at, to = f.locals(I32, 4)
-    f.assign(to, target + HEADER)
+    i = f.local(I32)
 
-    def whole(v: int, lanes: int = 4) -> None:
+    def whole(v: int, lanes: int) -> None:
         f.v128_load(addr=at + 16 * v)
         _mask(f, lanes)
         f.get(inverse)
@@ -331,7 +348,7 @@ def _quantise(
         f.get(shift)
         f.i32x4_add()
 
-    def pair(v: int, lanes: int = 8) -> None:
+    def pair(v: int, lanes: int) -> None:
         whole(v, lanes)
         whole(v + 1, lanes - 4)
         f.i16x8_narrow_i32x4_s()
@@ -339,29 +356,25 @@ def _quantise(
             f.i32x4_const(127 << 16 | 127)
             f.i16x8_min_s()
 
-    def store(offset: int, lanes: int = 16) -> None:
+    def store(lanes: int) -> None:
         """16 numbers from `at`; those past `lanes` are written too, as what 0 becomes."""
         if wide == 1:
             f.push(to)
             pair(0, lanes)
             pair(2, lanes - 8)
             f.i8x16_narrow_i16x8_s()
-            f.v128_store(offset)
+            f.v128_store()
         else:
             for half in (0, 1):
                 f.push(to)
                 pair(2 * half, lanes - 8 * half)
-                f.v128_store(offset + 16 * half)
+                f.v128_store(16 * half)
 
-    with f.loop_range(j, 0, runs):
-        f.assign(at, source)
-        with f.loop_range(i, 0, run // 16):
-            store(0)
-            f.assign(at, at + 64)
-            f.assign(to, to + 16 * wide)
-        if run % 16:
-            # The next run, or the next row's record, is written over what is too much.
-            store(0, run % 16)
-            f.assign(to, to + (run % 16) * wide)
-        if runs > 1:
-            f.assign(source, source + between)
+    with f.loop_range(i, 0, run // 16):
+        store(16)
+        f.assign(at, at + 64)
+        f.assign(to, to + 16 * wide)
+    if run % 16:
+        # The next run, or the next row's record, is written over what is too much.
+        store(run % 16)
+        f.assign(to, to + (run % 16) * wide)

@@ -549,8 +549,8 @@ class _Int8Emitter(_Emitter):
                     sk = affine(size(spec.a.strides[-1], args)) * 4
                     f.push(source, near, 1, 0, self.k, sk, 0)
                     f.call(copy_plane(self.module))
-                f.push(near, to, 0)
-                f.call(int8.quantise_row(self.module, 1, self.k))
+                f.push(near, to)
+                f.call(int8.quantise_row(self.module, (), self.k))
                 f.assign(source, source + sm)
                 f.assign(to, to + self.pitch)
         f.assign(a, target - begin * self.pitch)

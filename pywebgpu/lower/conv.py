@@ -13,7 +13,7 @@ from ..codegen.dims import Dim, ceildiv, dim_max, product
 from ..codegen.scalar import Op, Scalar, Type
 from ..codegen.spec import Conv, KernelSpec, Matmul, ReduceOp, Storage, View
 from ..graph import DType, Node
-from ..packing import pack_conv, pack_depthwise
+from ..packing import pack_conv, pack_depthwise, pack_int8_conv
 from .engine import Build, Lowering
 from .index import Space, unravel
 from .matmul import contiguous_unit, matrix_weights
@@ -132,7 +132,7 @@ def convolve(
         found = _as_product(lw, dtype, shape, x, weight, name)
         if found is not None:
             return found
-    return _as_conv(lw, dtype, shape, x, weight, window, groups)
+    return _as_conv(lw, dtype, shape, x, weight, window, groups, name)
 
 
 def channels_last(rank: int) -> tuple[int, ...]:
@@ -190,6 +190,7 @@ def _as_conv(
     weight: np.ndarray[Any, Any],
     window: Window,
     groups: int,
+    name: str,
 ) -> Value:
     rank = x.rank
     cout, cin = weight.shape[0], weight.shape[1] * groups
@@ -211,9 +212,7 @@ def _as_conv(
         (lambda view: True) if direct else accept,
     )
     view = contiguous_unit(view, 3, cin)
-    depthwise = groups == cin == cout
-    data = pack_depthwise(weight) if depthwise else pack_conv(weight, groups)
-    weights = lw.weight(data, Storage.F32)
+    weights, scratch = _weights(lw, weight, groups, name)
     none: tuple[Any, ...] = () if rank == 4 else (0,)
 
     def build(final: Scalar, store: Any) -> KernelSpec:
@@ -236,9 +235,26 @@ def _as_conv(
         )
 
     return lw.core(
-        dtype, shape, (batch, *out_size, cout), lambda c: _spatial(c, rank), build,
-        fixed=(source, weights),
+        dtype, shape, (batch, *out_size, cout), lambda c: _spatial(c, rank),
+        Build(build, scratch), fixed=(source, weights),
     )  # fmt: skip
+
+
+def _weights(
+    lw: Lowering, weight: np.ndarray[Any, Any], groups: int, name: str
+) -> tuple[int, tuple[int, ...]]:
+    """The buffer of a packed weight, and what else its kernel binds (see `Build`)."""
+    cout, cin = weight.shape[0], weight.shape[1] * groups
+    if groups == cin == cout:
+        return lw.weight(pack_depthwise(weight), Storage.F32), ()
+    if name and lw.int8 is not None:
+        # One column of K = window x channels per output channel.
+        matrix = weight.reshape(cout, -1).T
+        if lw.int8.takes(matrix, "" if lw.node is None else lw.node.name, name):
+            lw.int8.note(name, matrix)
+            weights = lw.weight(pack_int8_conv(weight, groups), Storage.I8)
+            return weights, (weights,)
+    return lw.weight(pack_conv(weight, groups), Storage.F32), ()
 
 
 def _pair(values: Sequence[int]) -> tuple[int, int]:

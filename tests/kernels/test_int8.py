@@ -6,6 +6,7 @@ tolerances are relative, with nothing allowed for a number that was rounded to i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from pywebgpu.codegen import scalar as sc
 from pywebgpu.codegen.dims import Dim, symbol
 from pywebgpu.codegen.scalar import Op, Scalar, Type
 from pywebgpu.codegen.spec import Map, Matmul, Storage, View
-from pywebgpu.packing import pack_int8_panels, pack_int8_quantised
+from pywebgpu.packing import pack_int8_conv, pack_int8_panels, pack_int8_quantised
 from tests.kernels.harness import check, executors, run_spec, some, space
+from tests.kernels.test_conv import Case, make
 
 F32, I8 = Storage.F32, Storage.I8
 WASM = executors("wasm")
@@ -150,3 +152,41 @@ def test_bytes_are_read_along_lanes_across_them_and_by_index(executor: str, colu
         scaled = sc.unary(Op.TO_F32, value) * sc.load(2, at)
         spec = Map(shape, scaled, sc.linear((i, j), shape), (I8, Storage.I32, F32), F32)
         check(executor, spec, [table, rows, scale], (), 11 * columns)
+
+
+def check_conv(executor: str, case: Case, pick: int | None = None, **layout: bool) -> None:
+    spec, (image, _, bias), args, count = make(case, **layout)
+    spec = replace(spec, operands=(F32, I8, F32))
+    shape = (case.cout, case.cin // case.groups, *case.kernel)
+    weight = np.random.default_rng().standard_normal(shape).astype(np.float32)
+    operands = [image, pack_int8_conv(weight, case.groups), bias]
+    candidates = some(executor, space(executor, spec), pick)
+    depth = weight[0].size
+    check(
+        executor, spec, operands, args, count, rtol=3e-6, atol=5e-6 * depth, candidates=candidates
+    )
+
+
+CONVOLUTIONS = {
+    "plain": Case(1, (9, 11), 16, 24, 1, (3, 3), pads=(1, 1, 1, 1)),
+    "strided": Case(2, (13, 10), 5, 9, 1, (3, 3), (2, 2), pads=(1, 0, 1, 1)),
+    "valid": Case(1, (8, 7), 7, 8, 1, (3, 2)),
+    "grouped": Case(1, (6, 6), 24, 32, 2, (3, 3), pads=(1, 1, 1, 1)),
+    "dilated": Case(1, (14, 14), 4, 12, 1, (3, 3), dilation=(2, 3), pads=(2, 3, 2, 3)),
+    "pointwise, strided": Case(1, (7, 9), 18, 16, 1, (1, 1), (2, 2)),
+    "line": Case(2, (1, 20), 3, 8, 1, (1, 5), pads=(0, 2, 0, 2)),
+    "many blocks": Case(1, (40, 40), 64, 8, 1, (5, 5), pads=(2, 2, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("executor", executors())
+@pytest.mark.parametrize("name", list(CONVOLUTIONS))
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_convolution(executor: str, name: str, dynamic: bool) -> None:
+    check_conv(executor, CONVOLUTIONS[name], dynamic=dynamic)
+
+
+@pytest.mark.parametrize("executor", executors())
+@pytest.mark.parametrize("layout", ["nchw_in", "nchw_out"])
+def test_convolution_layouts(executor: str, layout: str) -> None:
+    check_conv(executor, CONVOLUTIONS["plain"], **{layout: True})
