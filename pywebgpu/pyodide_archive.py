@@ -28,7 +28,15 @@ PYODIDE_FILES = (
 """What Pyodide loads before it runs any code; packages of its distribution are not among them."""
 
 # The modules of pywebgpu that a page can use: standard library and Jinja2 only.
-_MODULES = ("__init__.py", "errors.py", "executors/__init__.py", "executors/browser.py")
+_MODULES = (
+    "__init__.py",
+    "errors.py",
+    "executors/__init__.py",
+    "executors/browser.py",
+    "records.py",
+    "tune.py",
+    "tune_page.py",
+)
 _TREES = (
     ("pywebgpu.codegen", "pywebgpu/codegen", (".py",)),
     ("pywebgpu.shaders", "pywebgpu/shaders", (".py", ".j2")),

@@ -1,7 +1,8 @@
 """The tuner: measures a plan's kernels, candidate by candidate, and keeps what was found.
 
 It generates code and decides; it runs nothing. `tune` is a generator: it yields requests (`Load`,
-`Make`, `Measure`), a host carries them out on a device and sends the answers back. So the same
+`Make`, `Measure`), a host carries them out on a device and sends the answers back; and it tells
+what it has found so far (`Profiled`, `Searched`). So the same
 tuner is driven by a loop here (`drive`) and by one that awaits in a page, which can also pause
 between any two requests, or stop.
 
@@ -22,13 +23,13 @@ from typing import Any, Protocol
 
 from .codegen import GENERATOR_VERSION, wasm, wgsl
 from .codegen import scalar as sc
-from .codegen.caps import WasmCaps, WgslCaps
+from .codegen.caps import WGSL_VARIANTS, WasmCaps, WgslCaps
 from .codegen.dims import Dim
 from .codegen.spec import KernelSpec, Matmul, Storage, View, family
 from .codegen.wasm.asm import I32, Module
 from .codegen.wasm.asm import Target as WasmFeatures
 from .codegen.wgsl.kernel import WgslKernel
-from .records import MARGIN, Record, Timing, kernel_key, knobs_json, rounded
+from .records import MARGIN, Record, Timing, Winners, kernel_key, knobs_json, rounded
 
 TOLERANCE = {Storage.F32: 1e-4, Storage.F16: 1e-2, Storage.I32: 0.0, Storage.I8: 0.0}
 """How far an output may be from the default's, relative to its largest element: sums of thousands
@@ -73,8 +74,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class WasmBinary:
-    """A module that exports `repeat(count, operands..., output, scratch, args...)`, which runs the
-    kernel that often on one thread: calls from a host can cost more than a small kernel."""
+    """A module that exports `repeat(count, thread, threads, operands..., output, scratch, args...)`
+
+    It does one thread's share of the kernel, that often, since calls from a host can cost more than
+    a small kernel. Shares are also how a page keeps its slices of a large kernel short.
+    """
 
     binary: bytes
     scratch: Dim
@@ -113,12 +117,12 @@ class WasmTarget:
         module = Module(WasmFeatures(relaxed=self.relaxed))
         kernel = wasm.emit(module, spec, knobs)
         passed = len(spec.operands) + 2 + spec.n_args
-        repeat = module.function("repeat", [I32] * (1 + passed))
-        count, *pointers = repeat.params
+        repeat = module.function("repeat", [I32] * (3 + passed))
+        count, *passed_on = repeat.params
         left = repeat.local(I32)
         repeat.assign(left, count)
         with repeat.loop() as again:
-            repeat.push(0, 1, *pointers)
+            repeat.push(*passed_on)
             repeat.call(module.functions[kernel.function])
             repeat.push(left + -1)
             repeat.tee(left)
@@ -137,6 +141,12 @@ def wgsl_target_name(emulated: bool) -> str:
     return "webgpu-emulated" if emulated else "webgpu"
 
 
+def _variant(caps: WgslCaps) -> WgslCaps:
+    """What the bundle's shaders for this device were made for."""
+    kind = (caps.emulated, caps.matrix)
+    return next((v.caps for v in WGSL_VARIANTS if (v.caps.emulated, v.caps.matrix) == kind), caps)
+
+
 @dataclass(frozen=True, slots=True)
 class WgslTarget:
     caps: WgslCaps = field(default_factory=WgslCaps)
@@ -146,12 +156,32 @@ class WgslTarget:
         return wgsl_target_name(self.caps.emulated)
 
     def space(self, spec: KernelSpec) -> list[Any]:
-        # The default is what a bundle has without records: what every device can run.
-        floor = wgsl.space(spec, WgslCaps(emulated=self.caps.emulated))[:1]
+        # The default is what a bundle has for such devices without records.
+        floor = wgsl.space(spec, _variant(self.caps))[:1]
         return [*floor, *(k for k in wgsl.space(spec, self.caps) if k not in floor)]
 
     def generate(self, spec: KernelSpec, knobs: Any) -> WgslKernel:
         return wgsl.render(spec, knobs)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One kernel in the report. `share`: of the run's time, before tuning."""
+
+    kernel: str
+    label: str
+    calls: int
+    share: float
+    default_ms: float
+    best_ms: float
+    candidates: int
+    failed: int
+    knobs: dict[str, Any]
+
+    @property
+    def gain(self) -> float:
+        """default / best - 1."""
+        return self.default_ms / self.best_ms - 1 if self.best_ms else 0.0
 
 
 # -- requests --------------------------------------------------------------------------------------
@@ -182,7 +212,22 @@ class Measure:
     numbers: tuple[int, ...]
 
 
-Request = Load | Make | Measure
+@dataclass(frozen=True, slots=True)
+class Profiled:
+    """What each kernel takes by default, the one that takes the most first. Answer: None."""
+
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """What was found out about one kernel: a host may take the winner into use. Answer: None."""
+
+    row: Row
+    record: Record
+
+
+Request = Load | Make | Measure | Profiled | Searched
 Asking = Generator[Request, Any, Any]
 
 
@@ -209,33 +254,13 @@ def drive(asking: Asking, host: Host) -> Any:
                 host.load(request.job)
             elif isinstance(request, Make):
                 host.make(request.number, request.code)
-            else:
+            elif isinstance(request, Measure):
                 answer = host.measure(request.numbers)
         except CandidateError as error:
             problem = error
 
 
 # -- tuning ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One kernel in the report. `share`: of the run's time, before tuning."""
-
-    kernel: str
-    label: str
-    calls: int
-    share: float
-    default_ms: float
-    best_ms: float
-    candidates: int
-    failed: int
-    knobs: dict[str, Any]
-
-    @property
-    def gain(self) -> float:
-        """default / best - 1."""
-        return self.default_ms / self.best_ms - 1 if self.best_ms else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,23 +308,26 @@ def tune(
     *,
     progress: Progress | None = None,
     clock: Callable[[], float] = time.monotonic,
+    known: Sequence[Record] = (),
 ) -> Generator[Request, Any, Result]:
     """Measure candidates for `budget_s` seconds, kernels that take the most time first.
 
     features: what the host says of its device, without names; the magnitude of its speed is added.
+    known: what was found out before, here or elsewhere: those winners are measured first.
     """
     start = clock()
     end = start + budget_s
     say = progress or (lambda label, done, total: None)
     speed = yield from _speed(target)
     device = f"{features}; speed 2^{speed}"
+    before = Winners(tuple(known))
     failed: list[Record] = []
     found: list[_Profile] = []
     for number, job in enumerate(jobs):
         if clock() >= end:
             break
         say("profiling", number, len(jobs))
-        space = target.space(job.spec)
+        space = _ordered(target.space(job.spec), job, before, target)
         if not space or job.output == 0:
             continue
         try:
@@ -313,6 +341,7 @@ def tune(
     for p in found:
         p.share = p.ms * p.job.calls / whole if whole else 0.0
     found.sort(key=lambda p: (-p.share, p.job.key))
+    yield Profiled(tuple(_untuned(p) for p in found))
 
     total, measured = sum(len(p.space) for p in found), 0
     records, rows = failed, list[Row]()
@@ -338,6 +367,7 @@ def tune(
         records.append(record)
         row = _row(p, record)
         rows.append(row)
+        yield Searched(row, record)
         # A kernel whose time ran out says as much about the others as it was tried.
         weight = p.share * row.candidates / len(p.space)
         gain = gains[family(p.job.spec)]
@@ -356,6 +386,14 @@ def tune(
         default_ms=rounded(rest + sum(row.default_ms * row.calls for row in rows)),
         best_ms=rounded(rest + sum(row.best_ms * row.calls for row in rows)),
     )
+
+
+def _ordered(space: list[Any], job: Job, known: Winners, target: Target) -> list[Any]:
+    """The default, then what won elsewhere, then the others in their order."""
+    won = [record.best for record in known.matching(job.spec, target.name)]
+    if not won:
+        return space
+    return [*space[:1], *sorted(space[1:], key=lambda knobs: knobs_json(knobs) not in won)]
 
 
 def _speed(target: Target) -> Generator[Request, Any, int]:
@@ -454,6 +492,14 @@ def _record(
     job: Job, target: Target, device: str, timings: Sequence[Timing], best: dict[str, Any]
 ) -> Record:
     return Record(job.key, target.name, device, GENERATOR_VERSION, tuple(timings), best)
+
+
+def _untuned(p: _Profile) -> Row:
+    knobs = knobs_json(p.space[0])
+    share = round(p.share, 4)
+    return Row(
+        p.job.key, p.job.label, p.job.calls, share, rounded(p.ms), rounded(p.ms), 1, 0, knobs
+    )
 
 
 def _row(p: _Profile, record: Record) -> Row:

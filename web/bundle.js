@@ -29,6 +29,7 @@ import { violation } from "./schema.js";
  * The parts of manifest.json that are played here; pywebgpu/manifest.schema.json is the contract.
  * @typedef {object} Manifest
  * @property {number} format_version
+ * @property {string} generator_version
  * @property {string} name
  * @property {string[]} symbols
  * @property {Port[]} inputs

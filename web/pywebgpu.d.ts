@@ -126,6 +126,8 @@ export interface SessionOptions {
   threads?: number;
   /** Run on zeros while weights arrive, so that the first run is as quick as later ones. */
   warmup?: boolean;
+  /** Start with what tuning found at an earlier visit (default true). */
+  tuned?: boolean;
 }
 
 export interface PortMetadata {
@@ -143,6 +145,8 @@ export interface SessionInfo {
   threads: number;
   /** The wasm module in use ("relaxed-threads", "simd", ...), or "wgsl". */
   variant: string;
+  /** Kernels that tuning found are in use. */
+  tuned: boolean;
   /** What could not be used here, and why. */
   unavailable: { feature: string; reason: string }[];
 }
@@ -179,6 +183,14 @@ export class InferenceSession {
     feeds: Record<string, Tensor | GpuTensor>,
     options?: { repeats?: number },
   ): Promise<Profile>;
+  /**
+   * Find quicker kernels for this device while the page goes on. Python in a worker generates
+   * candidates; each is checked, and measured while no run is going on; winners are taken into use
+   * between two runs and kept for the next visit. Needs the site's `py/` folder.
+   */
+  tune(options?: TuneOptions): Promise<Tuning>;
+  /** What tuning has found out in this browser. */
+  records(): Promise<TuningRecords>;
   /** Free workers, memory and the GPU device; later runs reject. */
   release(): void;
   readonly inputNames: string[];
@@ -190,6 +202,101 @@ export class InferenceSession {
   readonly device: GPUDevice | null;
   readonly info: SessionInfo;
 }
+
+export interface TuneOptions {
+  /** Seconds of tuning, without pauses; 30 by default. */
+  budget?: number;
+  onProgress?: (progress: TuneProgress) => void;
+  /** Cancels the tuning. */
+  signal?: AbortSignal;
+  /** A PythonRuntime to use; by default one is started, and ended after. */
+  python?: {
+    call(module: string, name: string, ...args: any[]): Promise<any>;
+    terminate?: () => void;
+  };
+}
+
+export interface TuneProgress {
+  stage: "python" | "profile" | "search" | "swap" | "done";
+  /** The kernel in hand, for people. */
+  label: string;
+  done: number;
+  total: number;
+  /** Of tuning so far. */
+  seconds: number;
+}
+
+/** One kernel of the model; times are of one call, in milliseconds. */
+export interface KernelRow {
+  kernel: string;
+  label: string;
+  calls: number;
+  /** Of a run by default, 0 to 1. */
+  share: number;
+  default_ms: number;
+  best_ms: number;
+  /** Measured or refused so far. */
+  candidates: number;
+  failed: number;
+  knobs: Record<string, any>;
+  default_knobs: Record<string, any>;
+  /** default_ms / best_ms - 1 */
+  gain: number;
+  searched: boolean;
+}
+
+export interface TuneReport {
+  device: string;
+  seconds: number;
+  candidates: number;
+  /** Why it ended. */
+  stopped: string;
+  /** All kernels of a run, one after the other on one thread. */
+  defaultMs: number;
+  bestMs: number;
+  rows: KernelRow[];
+  swaps: Swap[];
+}
+
+/** Winners were taken into use: when, how many kernels, what the swap took in milliseconds. */
+export interface Swap {
+  seconds: number;
+  kernels: number;
+  ms: number;
+}
+
+/** A tuning under way. */
+export interface Tuning {
+  readonly state: "loading" | "running" | "paused" | "done" | "cancelled" | "failed";
+  /** The report, also of a tuning that was cancelled; rejects when it could not go on. */
+  readonly finished: Promise<TuneReport>;
+  /** Every kernel, what takes most first; empty until the defaults are measured. */
+  readonly rows: KernelRow[];
+  readonly swaps: Swap[];
+  pause(): void;
+  resume(): void;
+  /** End it now; what has been found stays in use and is kept. */
+  cancel(): void;
+}
+
+/** The form of records.schema.json: the same as of `pywebgpu tune`'s file. */
+export interface TuningRecords {
+  format_version: 1;
+  records: {
+    kernel: string;
+    target: string;
+    device: string;
+    generator_version: string;
+    candidates: { knobs: Record<string, any>; ms: number | null; error: string | null }[];
+    best: Record<string, any>;
+  }[];
+}
+
+/** Add records from elsewhere; tuning measures their winners first. */
+export function importRecords(records: TuningRecords): Promise<void>;
+
+/** Forget tuned code and records of this origin. */
+export function clearTuning(): Promise<void>;
 
 /** Base of all errors that the runtime raises on purpose. */
 export class PywebgpuError extends Error {

@@ -7,6 +7,7 @@
 export { clearCache } from "./bundle.js";
 export { BundleError, DeviceError, InputError, PywebgpuError } from "./errors.js";
 export { GpuTensor } from "./gpu-tensor.js";
+export { clearTuning, importRecords } from "./kept.js";
 export { InferenceSession } from "./session.js";
 export { Tensor } from "./tensor.js";
 

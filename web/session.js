@@ -5,6 +5,7 @@ import { evaluate } from "./dims.js";
 import { DeviceError, InputError } from "./errors.js";
 import { GpuMemory } from "./gpu-memory.js";
 import { GpuTensor } from "./gpu-tensor.js";
+import { Kept } from "./kept.js";
 import { bind, frame, keyOf, outputBytes, text, trialFrames } from "./shapes.js";
 import { pack, unpack, zeros } from "./tensor.js";
 import { WasmHost } from "./wasm.js";
@@ -27,6 +28,7 @@ import { GpuHost } from "./webgpu.js";
  * @property {number} [threads] for wasm; by default one per processor, at most 8
  * @property {boolean} [warmup] run on zeros while weights arrive, so that the first run is as
  *   quick as the later ones (default true)
+ * @property {boolean} [tuned] start with what an earlier visit's tuning found (default true)
  */
 /** @typedef {WasmHost | GpuHost} Host */
 
@@ -46,6 +48,11 @@ export class InferenceSession {
   #released = false;
   /** @type {Promise<void> | null} */
   #rebuilding = null;
+  #kept;
+  /** The sizes of the last run. @type {Frame | null} */
+  #last = null;
+  /** The tuning under way. @type {import("./tune/tuning.js").Tuning | null} */
+  #tuning = null;
 
   /**
    * Not for callers: see `create`.
@@ -53,12 +60,14 @@ export class InferenceSession {
    * @param {Bundle} bundle
    * @param {Options} options
    * @param {Unavailable[]} unavailable
+   * @param {Kept} kept
    */
-  constructor(host, bundle, options, unavailable) {
+  constructor(host, bundle, options, unavailable, kept) {
     this.#host = host;
     this.#bundle = bundle;
     this.#options = options;
     this.#unavailable = unavailable;
+    this.#kept = kept;
   }
 
   /**
@@ -79,6 +88,7 @@ export class InferenceSession {
     options.signal?.throwIfAborted();
     // The first provider prepares while the manifest travels.
     let host = new HOSTS[providers[0]](options);
+    const kept = new Kept(options.tuned !== false); // looks meanwhile
     /** @type {Bundle | null} */
     let bundle = null;
     try {
@@ -88,9 +98,11 @@ export class InferenceSession {
       for (const [i, name] of providers.entries()) {
         if (i > 0) host = new HOSTS[name](options);
         try {
-          const loaded = /** @type {Promise<unknown>} */ (host.load(bundle, unavailable));
+          const loaded = /** @type {Promise<unknown>} */ (
+            host.load(bundle, unavailable, kept.finder(bundle.manifest))
+          );
           await abortable(loaded, options.signal);
-          const session = new InferenceSession(host, bundle, options, unavailable);
+          const session = new InferenceSession(host, bundle, options, unavailable, kept);
           await abortable(session.#rehearse(), options.signal);
           return session;
         } catch (error) {
@@ -269,6 +281,25 @@ export class InferenceSession {
    * @returns {Promise<Stay extends true ? GPUBuffer[] : ArrayBuffer[]>}
    */
   async #play(run, inputs, stay) {
+    this.#last = run;
+    const turns = this.#tuning?.turns;
+    turns?.enter();
+    try {
+      return await this.#persist(run, inputs, stay);
+    } finally {
+      turns?.leave();
+    }
+  }
+
+  /**
+   * Also where the device is lost.
+   * @template {boolean} Stay
+   * @param {Frame} run
+   * @param {(Packed | GPUBuffer)[]} inputs
+   * @param {Stay} stay
+   * @returns {Promise<Stay extends true ? GPUBuffer[] : ArrayBuffer[]>}
+   */
+  async #persist(run, inputs, stay) {
     const play = () => {
       const host = this.#host;
       if (host instanceof GpuHost) return host.run(run, inputs, stay);
@@ -295,7 +326,7 @@ export class InferenceSession {
     const host = new GpuHost(this.#options);
     this.#bundle.signal = undefined;
     try {
-      await host.load(this.#bundle);
+      await host.load(this.#bundle, [], this.#kept.finder(this.#bundle.manifest));
     } catch (error) {
       host.release();
       throw error;
@@ -317,6 +348,33 @@ export class InferenceSession {
       this.#frames.set(key, run);
     }
     return run;
+  }
+
+  /**
+   * Find quicker kernels for this device while the page goes on: Python in a worker generates
+   * candidates, they are measured while no run is going on, and winners are taken into use between
+   * two runs. What is found is kept for the next visit.
+   * @param {import("./tune/tuning.js").TuneOptions} [options]
+   */
+  async tune(options = {}) {
+    const { Tuning } = await import("./tune/tuning.js");
+    if (this.#released) throw new DeviceError("the session has been released", { where: "tune" });
+    if (this.#tuning) {
+      throw new InputError("the session is being tuned already", {
+        where: "tune",
+        remedy: "Wait for the tuning's `finished`, or cancel it.",
+      });
+    }
+    const seat = { bundle: this.#bundle, kept: this.#kept };
+    const tuning = new Tuning({ ...seat, host: () => this.#host, frame: () => this.#last }, options);
+    this.#tuning = tuning;
+    tuning.ended.then(() => (this.#tuning = null));
+    return tuning;
+  }
+
+  /** What tuning has found out on this device, in the form of records.schema.json. */
+  records() {
+    return this.#kept.records();
   }
 
   get inputNames() {
@@ -346,14 +404,15 @@ export class InferenceSession {
 
   /** What runs where, and what could not be used here and why. */
   get info() {
-    const { provider, device, threads, variant } = this.#host;
+    const { provider, device, threads, variant, tuned } = this.#host;
     const unavailable = [...this.#unavailable, ...this.#bundle.unavailable];
-    return { provider, device, threads, variant, unavailable };
+    return { provider, device, threads, variant, tuned, unavailable };
   }
 
   /** Frees workers, memory and the GPU device (not a given one). Later runs reject. */
   release() {
     this.#released = true;
+    this.#tuning?.cancel();
     this.#host.release();
   }
 }

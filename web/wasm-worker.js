@@ -8,6 +8,7 @@
  * @property {WebAssembly.Memory} memory
  * @property {number} thread
  * @property {{generation: number, done: number}} control i32 indices of the host's counters
+ * @property {number} generation what the host's counter says now: the next run changes it
  * @property {boolean} tell say "done" by message, since the host cannot wait on memory
  */
 /**
@@ -29,7 +30,12 @@
  * @property {[number, ArrayBufferView][]} inputs address and content
  * @property {[number, number][]} outputs address and bytes
  */
-/** @typedef {SharedStart | OwnStart | Write | Run} Message */
+/**
+ * @typedef {object} Swap another module over the memory of the only thread
+ * @property {"swap"} kind
+ * @property {WebAssembly.Module} module
+ */
+/** @typedef {SharedStart | OwnStart | Write | Run | Swap} Message */
 
 /** @type {WebAssembly.Memory} */
 let memory;
@@ -45,19 +51,20 @@ async function instantiate(module) {
 /** @type {{[K in Message["kind"]]: (message: any) => Promise<void> | void}} */
 const HANDLERS = {
   /** @param {SharedStart} message */
-  async shared({ module, memory: shared, thread, control, tell }) {
+  async shared({ module, memory: shared, thread, control, generation, tell }) {
     memory = shared;
     const words = new Int32Array(memory.buffer, 0, 64);
     // The host changes this word once per run, and only after every thread of the last run has
-    // said "done": starting from the value of a fresh memory, no run can be missed. Its low four
-    // bits say how many threads take part; in one word, so that the two cannot be mixed up.
-    let generation = 0;
+    // said "done": starting from the value it had then, no run can be missed. Its low four bits say
+    // how many threads take part, in one word, so that the two cannot be mixed up; none means that
+    // a message waits to be read.
     await instantiate(module);
     postMessage({ ready: true });
     for (;;) {
       Atomics.wait(words, control.generation, generation);
       generation = Atomics.load(words, control.generation);
       const threads = generation & 15;
+      if (!threads) return;
       if (thread >= threads) continue;
       run(thread, threads);
       if (Atomics.add(words, control.done, 1) < threads - 1) continue;
@@ -68,6 +75,11 @@ const HANDLERS = {
   /** @param {OwnStart} message */
   async own({ module, pages }) {
     memory = new WebAssembly.Memory({ initial: pages });
+    await instantiate(module);
+    postMessage({ ready: true });
+  },
+  /** @param {Swap} message */
+  async swap({ module }) {
     await instantiate(module);
     postMessage({ ready: true });
   },

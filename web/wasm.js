@@ -12,12 +12,13 @@ import { memory as outputMemory } from "./tensor.js";
 /** @typedef {import("./bundle.js").Manifest} Manifest */
 /** @typedef {import("./bundle.js").Unavailable} Unavailable */
 /** @typedef {import("./shapes.js").Frame} Frame */
+/** @typedef {import("./kept.js").FindTuned} FindTuned */
 /** @typedef {Float32Array | Int32Array | Uint16Array} Packed */
 
 // codegen/wasm/abi.py, as indices of 32-bit words.
 const HOST_GENERATION = 128 / 4;
 const HOST_DONE = 192 / 4;
-const PARAMS_BASE = 256;
+export const PARAMS_BASE = 256;
 const SLOT_ALIGN = 64;
 const READ_SLACK = 64;
 
@@ -45,9 +46,10 @@ const LONGEST_WARMUP_MS = 2000;
  * @param {Manifest} manifest
  * @param {Frame} run
  * @param {number} threads
+ * @param {import("./dims.js").Dim} [scratchPerThread] of a tuned module
  * @returns {Layout}
  */
-export function layout(manifest, run, threads) {
+export function layout(manifest, run, threads, scratchPerThread) {
   const { params, weights_base, scratch_per_thread } = manifest.wasm;
   let end = align(weights_base + manifest.weights.bytes, SLOT_ALIGN);
   const place = (/** @type {number} */ bytes) => {
@@ -56,7 +58,7 @@ export function layout(manifest, run, threads) {
     return address;
   };
   const slots = run.slotBytes.map(place);
-  const scratch = place(threads * evaluate(scratch_per_thread, run.sizes));
+  const scratch = place(threads * evaluate(scratchPerThread ?? scratch_per_thread, run.sizes));
   const pages = Math.ceil((end + READ_SLACK) / PAGE);
   if (pages > MAX_PAGES) {
     throw new DeviceError("these shapes need more memory than WebAssembly has", {
@@ -121,6 +123,13 @@ export class WasmHost {
   device = "WebAssembly";
   variant = "";
   gpuDevice = null;
+  /** The bundle's file whose code runs, and on what, for code that is tuned to take its place. */
+  codeFile = "";
+  codeDevice = "";
+  /** Tuned code is in use. */
+  tuned = false;
+  /** What the last run took. */
+  lastMs = Infinity;
   /** What a run at the smallest sizes takes. */
   trialMs = Infinity;
   /** Set when no further run is possible. @type {DeviceError | null} */
@@ -144,6 +153,10 @@ export class WasmHost {
     this.generation = 0;
     /** @type {Map<string, Layout>} */
     this.layouts = new Map();
+    /** Of a tuned module; otherwise the manifest says. @type {import("./dims.js").Dim | undefined} */
+    this.scratchPerThread = undefined;
+    /** How many threads served best with an earlier module, by frame. @type {Map<string, Trials>} */
+    this.trials = new Map();
     /** Key of the frame whose parameters are in memory. @type {string | null} */
     this.written = null;
     /** @type {Promise<unknown>} */
@@ -196,17 +209,26 @@ export class WasmHost {
   /**
    * @param {Bundle} bundle
    * @param {Unavailable[]} unavailable
+   * @param {FindTuned} [tuned]
    */
-  async load(bundle, unavailable) {
+  async load(bundle, unavailable, tuned) {
     const { manifest } = bundle;
     this.manifest = manifest;
     const variant = this.#choose(manifest, unavailable);
-    this.variant = variant.name;
-    bundle.expect([variant.file, ...manifest.weights.shards]);
+    this.variant = this.codeDevice = variant.name;
+    this.codeFile = variant.file;
+    const found = await this.#tuned(variant.file, tuned);
+    this.scratchPerThread = found?.scratchPerThread;
+    this.tuned = found !== null;
+    bundle.expect([...(found ? [] : [variant.file]), ...manifest.weights.shards]);
     const trials = this.warmup ? trialFrames(manifest) : [];
-    const { pages } = layout(manifest, trials[0] ?? emptyFrame(manifest), this.threads);
+    const first = trials[0] ?? emptyFrame(manifest);
+    const { pages } = layout(manifest, first, this.threads, this.scratchPerThread);
     if (variant.threads) this.memory = reserve(pages);
-    const started = bundle.read(variant.file).then((bytes) => this.#start(bytes, pages));
+    const compiled = found
+      ? Promise.resolve(found.module)
+      : bundle.read(variant.file).then((bytes) => WebAssembly.compile(bytes));
+    const started = compiled.then((module) => this.#start(module, pages));
     // Shards may arrive before the module; without a shared memory they wait for the worker.
     const weights = bundle.weights(async (data, offset) => {
       const address = manifest.wasm.weights_base + offset;
@@ -221,6 +243,22 @@ export class WasmHost {
     const warm = this.#warmUp(trials, () => arrived);
     await Promise.all([weights, warm]);
     return this;
+  }
+
+  /**
+   * The module that an earlier visit tuned.
+   * @param {string} file that it replaces
+   * @param {FindTuned} [tuned]
+   */
+  async #tuned(file, tuned) {
+    const found = await tuned?.(file, this.variant);
+    if (!found?.wasm) return null;
+    try {
+      const module = await WebAssembly.compile(found.wasm);
+      return { module, scratchPerThread: found.scratchPerThread };
+    } catch {
+      return null; // damaged on the disk: the bundle's own is as right
+    }
   }
 
   /**
@@ -253,23 +291,59 @@ export class WasmHost {
   }
 
   /**
-   * @param {Uint8Array<ArrayBuffer>} bytes
+   * @param {WebAssembly.Module} module
    * @param {number} pages
    */
-  async #start(bytes, pages) {
-    const module = await WebAssembly.compile(bytes);
+  async #start(module, pages) {
     const ready = this.#messages(this.threads);
     const control = { generation: HOST_GENERATION, done: HOST_DONE };
     const tell = !("waitAsync" in Atomics);
     const { memory } = this;
+    const generation = this.#word(0);
     this.workers.forEach((worker, thread) =>
       worker.postMessage(
         memory
-          ? { kind: "shared", module, memory, thread, control, tell }
+          ? { kind: "shared", module, memory, thread, control, generation, tell }
           : { kind: "own", module, pages },
       ),
     );
     await ready;
+  }
+
+  /** HOST_GENERATION of the last run, or of one on so many threads. @param {number} threads */
+  #word(threads) {
+    return (this.generation << 4) | threads;
+  }
+
+  /**
+   * Take another module of the same plan into use, between two runs.
+   * @param {WebAssembly.Module} module
+   * @param {import("./dims.js").Dim} [scratchPerThread]
+   * @returns {Promise<void>}
+   */
+  swap(module, scratchPerThread) {
+    const done = this.tail.then(async () => {
+      if (this.dead) throw this.dead;
+      if (this.memory) {
+        const words = new Int32Array(this.memory.buffer, 0, 64);
+        this.generation++;
+        Atomics.store(words, HOST_GENERATION, this.#word(0));
+        Atomics.notify(words, HOST_GENERATION);
+        await this.#start(module, 0);
+      } else {
+        const ready = this.#messages(1);
+        this.workers[0].postMessage({ kind: "swap", module });
+        await ready;
+      }
+      this.scratchPerThread = scratchPerThread;
+      this.tuned = true;
+      // Scratch memory may be larger now; how many threads serve best is known.
+      for (const [key, { trials }] of this.layouts) this.trials.set(key, trials);
+      this.layouts.clear();
+      this.written = null;
+    });
+    this.tail = done.catch(() => {});
+    return done;
   }
 
   /**
@@ -339,10 +413,12 @@ export class WasmHost {
       outputBytes(manifest, run, i),
     ]);
     this.written = null;
+    const start = performance.now();
     const results = this.memory
       ? await this.#runShared(this.memory, pages, writes, reads, trials ?? usual)
       : await this.#runOwn(pages, writes, reads);
     this.written = run.key;
+    this.lastMs = performance.now() - start;
     return results;
   }
 
@@ -351,7 +427,9 @@ export class WasmHost {
     let found = this.layouts.get(run.key);
     if (!found) {
       if (this.layouts.size >= 16) this.layouts.clear();
-      found = layout(/** @type {Manifest} */ (this.manifest), run, this.threads);
+      const manifest = /** @type {Manifest} */ (this.manifest);
+      found = layout(manifest, run, this.threads, this.scratchPerThread);
+      found.trials = this.trials.get(run.key) ?? found.trials;
       this.layouts.set(run.key, found);
     }
     return found;
@@ -375,7 +453,8 @@ export class WasmHost {
     const threads = trials.next();
     const start = performance.now();
     Atomics.store(words, HOST_DONE, 0);
-    Atomics.store(words, HOST_GENERATION, (++this.generation << 4) | threads);
+    this.generation++;
+    Atomics.store(words, HOST_GENERATION, this.#word(threads));
     Atomics.notify(words, HOST_GENERATION);
     await (told ?? this.#allDone(words, threads));
     if (this.dead) throw this.dead;

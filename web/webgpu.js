@@ -17,7 +17,7 @@ import { outputBytes, trialFrames } from "./shapes.js";
 
 // Raised to what the adapter has: kernels are exported for the guaranteed minimum, but long
 // sequences need large bindings, and tuned kernels may use more of the rest.
-const RAISED = /** @type {const} */ ([
+export const RAISED = /** @type {const} */ ([
   "maxBufferSize",
   "maxStorageBufferBindingSize",
   "maxStorageBuffersPerShaderStage",
@@ -28,13 +28,16 @@ const RAISED = /** @type {const} */ ([
   "maxComputeWorkgroupSizeZ",
 ]);
 
+// Asked for where the adapter has them: profiles, and what tuned kernels may use.
+const OPTIONAL = ["timestamp-query", "shader-f16", "subgroups"];
+
 const FRAMES = 16; // sets of shapes that are kept prepared
 
 /**
  * Names that variants may need, as `WgslVariant` in codegen/caps.py has them.
  * @param {GPUDevice | GPUAdapter | null | undefined} source
  */
-function offers(source) {
+export function offers(source) {
   const found = new Set(/** @type {Iterable<string>} */ (source?.features ?? []));
   const info = /** @type {any} */ (source && "info" in source ? source.info : source?.adapterInfo);
   if (!info) return found;
@@ -50,6 +53,10 @@ export class GpuHost {
   provider = "webgpu";
   threads = 0;
   variant = "wgsl";
+  /** The bundle's file whose code runs, for tuned code to take its place. */
+  codeFile = "";
+  /** Tuned code is in use. */
+  tuned = false;
   device = "";
   /** @type {GPUDevice | null} */
   gpuDevice = null;
@@ -65,8 +72,16 @@ export class GpuHost {
    * @param {{device?: GPUDevice, warmup?: boolean}} options
    */
   constructor({ device, warmup = true }) {
-    /** The chosen variant's, one per kernel of the plan. @type {GpuKernel[]} */
+    /** One per kernel of the plan: the chosen variant's, or tuned ones. @type {GpuKernel[]} */
     this.kernels = [];
+    /** Texts that the kernels' passes name by number. @type {string[]} */
+    this.codes = [];
+    /** Of the texts that are in use; numbered alike. @type {GPUComputePipeline[]} */
+    this.pipelines = [];
+    /** The variant's own, which tuned ones replace. @type {GpuKernel[]} */
+    this.ownKernels = [];
+    /** @type {string[]} */
+    this.ownCodes = [];
     this.given = device;
     this.warmup = warmup;
     this.adapter = device ? null : navigator.gpu?.requestAdapter();
@@ -74,27 +89,33 @@ export class GpuHost {
     this.slots = [];
     /** @type {GPUBuffer[]} */
     this.scratch = [];
-    /** @type {GPUComputePipeline[]} */
-    this.pipelines = [];
     /** Buffer by offset: plans may name one weight twice. @type {Map<number, GPUBuffer>} */
     this.weights = new Map();
     /** @type {Map<string, GpuFrame>} */
     this.frames = new Map();
   }
 
-  /** @param {Bundle} bundle */
-  async load(bundle) {
+  /**
+   * @param {Bundle} bundle
+   * @param {import("./bundle.js").Unavailable[]} [unavailable]
+   * @param {import("./kept.js").FindTuned} [tuned]
+   */
+  async load(bundle, unavailable, tuned) {
     const { manifest } = bundle;
     this.manifest = manifest;
     const chosen = await this.#choose(manifest);
-    this.kernels = chosen.kernels;
+    this.kernels = this.ownKernels = chosen.kernels;
     this.variant = `wgsl-${chosen.name}`;
+    this.codeFile = chosen.file;
     const device = await this.#open(chosen.kernels);
     bundle.expect([chosen.file, ...manifest.weights.shards]);
     const weights = this.#loadWeights(device, bundle);
     weights.catch(() => {});
-    const codes = await bundle.json(chosen.file);
-    this.pipelines = await this.#compile(device, codes, manifest);
+    const codes = bundle.json(chosen.file);
+    const found = await tuned?.(chosen.file, this.codeDevice);
+    this.codes = this.ownCodes = await codes;
+    if (found && this.#runs(found)) Object.assign(this, this.#with(found));
+    await this.#compile(device, this);
     const [trial] = this.warmup ? trialFrames(manifest) : [];
     // Drivers finish their work on a pipeline when it is first used; weights may still arrive.
     const start = performance.now();
@@ -155,11 +176,11 @@ export class GpuHost {
     }
     const missing = features.filter((name) => !adapter.features.has(name));
     if (missing.length) throw lacks(missing);
-    const timed = adapter.features.has("timestamp-query") ? ["timestamp-query"] : [];  // profiles
+    const wanted = new Set([...features, ...OPTIONAL.filter((name) => adapter.features.has(name))]);
     const requiredLimits = Object.fromEntries(RAISED.map((name) => [name, adapter.limits[name]]));
     try {
       return await adapter.requestDevice({
-        requiredFeatures: /** @type {GPUFeatureName[]} */ ([...new Set([...features, ...timed])]),
+        requiredFeatures: /** @type {GPUFeatureName[]} */ ([...wanted]),
         requiredLimits,
       });
     } catch (cause) {
@@ -172,27 +193,71 @@ export class GpuHost {
     }
   }
 
+  /** On what the code runs. */
+  get codeDevice() {
+    return this.device;
+  }
+
+  /** Whether this device has what tuned kernels use. @param {import("./kept.js").Tuned} tuned */
+  #runs({ kernels = {} }) {
+    const needed = Object.values(kernels).flatMap((kernel) => kernel.features);
+    return needed.every((name) => this.gpuDevice?.features.has(name));
+  }
+
   /**
-   * Every shader compiles at the same time; equal texts were exported once.
-   * @param {GPUDevice} device
-   * @param {string[]} codes
-   * @param {Manifest} manifest
-   * @returns {Promise<GPUComputePipeline[]>}
+   * The variant's kernels, some of them replaced; pipelines that exist are kept.
+   * @param {import("./kept.js").Tuned} tuned
    */
-  #compile(device, codes, manifest) {
-    return Promise.all(
-      codes.map(async (code, i) => {
-        const module = device.createShaderModule({ code });
+  #with({ codes = [], kernels = {} }) {
+    const first = this.ownCodes.length;
+    const made = new Map(this.codes.map((code, i) => [code, this.pipelines[i]]));
+    const all = [...this.ownCodes, ...codes];
+    return {
+      tuned: true,
+      codes: all,
+      pipelines: all.map((code) => /** @type {GPUComputePipeline} */ (made.get(code))),
+      kernels: this.ownKernels.map((own, i) => {
+        const tuned = kernels[i];
+        if (!tuned) return own;
+        return { ...tuned, passes: tuned.passes.map((p) => ({ ...p, code: first + p.code })) };
+      }),
+    };
+  }
+
+  /**
+   * Take tuned kernels of the same plan into use. Runs go on with the ones before until the new
+   * ones are compiled.
+   * @param {import("./kept.js").Tuned} tuned
+   */
+  async swap(tuned) {
+    const next = this.#with(tuned);
+    await this.#compile(/** @type {GPUDevice} */ (this.gpuDevice), next);
+    if (this.dead ?? this.lost) throw this.dead ?? this.lost;
+    Object.assign(this, next);
+    this.#forget();
+  }
+
+  /**
+   * Every shader in use compiles at the same time; equal texts were exported once.
+   * @param {GPUDevice} device
+   * @param {{codes: string[], pipelines: GPUComputePipeline[], kernels: GpuKernel[]}} set
+   */
+  async #compile(device, { codes, pipelines, kernels }) {
+    const used = new Set(kernels.flatMap(({ passes }) => passes.map(({ code }) => code)));
+    await Promise.all(
+      [...used].map(async (i) => {
+        if (pipelines[i]) return;
+        const module = device.createShaderModule({ code: codes[i] });
         try {
-          return await device.createComputePipelineAsync({
+          pipelines[i] = await device.createComputePipelineAsync({
             layout: "auto",
             compute: { module, entryPoint: "main" },
           });
         } catch (cause) {
           if (this.lost) throw this.lost;
           const info = await module.getCompilationInfo();
-          const kernel = this.kernels.findIndex((k) => k.passes.some((p) => p.code === i));
-          const step = manifest.steps.find((s) => s.kernel === kernel);
+          const kernel = kernels.findIndex((k) => k.passes.some((p) => p.code === i));
+          const step = this.manifest?.steps.find((s) => s.kernel === kernel);
           throw new DeviceError("a shader does not compile on this device", {
             where: `webgpu, shader ${i}${step ? ` (${step.label})` : ""}`,
             got: info.messages.map((m) => `line ${m.lineNum}: ${m.message}`).join("; ") || cause,

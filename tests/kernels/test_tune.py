@@ -98,7 +98,7 @@ def broken(code: Code) -> Code:
 
 def faulty(kind: str) -> bytes:
     made = Module()
-    f = made.function("repeat", [I32] * 4)
+    f = made.function("repeat", [I32] * 6)
     if kind == "traps":
         f.push(1, 0)
         f.i32_div_u()

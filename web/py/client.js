@@ -95,6 +95,17 @@ export class PythonRuntime {
     return this.#call("run", { code, globals });
   }
 
+  /**
+   * Call a function of a Python module.
+   * @param {string} module
+   * @param {string} name
+   * @param {unknown[]} args as for `run`
+   * @returns {Promise<any>}
+   */
+  call(module, name, ...args) {
+    return this.#call("call", { module, name, args });
+  }
+
   /** End Python at once, whatever it is doing. */
   terminate() {
     this.#close("Python has been terminated");

@@ -75,7 +75,27 @@ const COMMANDS = {
     }
     return plain(await pyodide.runPythonAsync(code));
   },
+  /** @param {{module: string, name: string, args: unknown[]}} message */
+  async call({ module, name, args }) {
+    return call(module, name, ...args);
+  },
 };
+
+/**
+ * A function of a Python module; its result as data.
+ * @param {string} module
+ * @param {string} name
+ * @param {unknown[]} args
+ */
+function call(module, name, ...args) {
+  const found = pyodide.pyimport(`${module}.${name}`);
+  const given = args.map((arg) => pyodide.toPy(arg));
+  try {
+    return plain(found(...given));
+  } finally {
+    for (const value of [found, ...given]) value?.destroy?.();
+  }
+}
 
 /** A Python value as data that a message can carry. @param {any} value */
 function plain(value) {

@@ -1,0 +1,343 @@
+"""The tuner in a page: plain data in, plain data out, for web/tuning.js to carry out.
+
+`start` begins a tuning and `step` takes it on to its next request, so that the page decides between
+any two when the next one may be carried out. Requests are dicts that a message can carry:
+
+    {"kind": "load", "operands": [[storage, bytes], ...], "output": [storage, bytes], "args": [...]}
+    {"kind": "make", "number": n, "code": ...}
+    {"kind": "measure", "numbers": [...]}
+    {"kind": "profiled", "rows": [...]}          what kernels take by default
+    {"kind": "searched", "row": ..., "record": ...}
+    {"kind": "swap", "code": ..., "kernels": k}  take the winners so far into use
+    {"kind": "done", "report": ...}
+
+Each says in "progress" how far things are. Standard library and `codegen` only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .codegen import GENERATOR_VERSION
+from .codegen import wasm as wasm_target
+from .codegen import wgsl as wgsl_target
+from .codegen.caps import MATRIX, WasmCaps, WgslCaps
+from .codegen.codec import spec_from_json
+from .codegen.dims import dim_from_json, dim_json, evaluate
+from .codegen.spec import KernelSpec
+from .codegen.wasm.asm import Target as WasmFeatures
+from .codegen.wasm.model import Call, Operand, Slot, Weight, assemble
+from .codegen.wgsl.kernel import WgslKernel
+from .errors import PywebgpuError
+from .records import Record, Winners, merge, records_from_json, records_json
+from .tune import (
+    TIME_LIMIT_S,
+    TOLERANCE,
+    CandidateError,
+    Code,
+    Job,
+    Load,
+    Make,
+    Measure,
+    Profiled,
+    Result,
+    Row,
+    Searched,
+    Target,
+    WasmBinary,
+    WasmTarget,
+    WgslTarget,
+    tune,
+    unique,
+)
+
+Plain = dict[str, Any]
+
+SWAP_GAIN = 0.02
+"""Winners are taken into use once they save this much of a run together, and at the end: a swap
+costs a page some compiling."""
+
+
+class _Model:
+    """What the page's manifest and specs.json say, as far as tuning needs it."""
+
+    def __init__(self, manifest: Plain, specs: list[Plain]) -> None:
+        self.manifest = manifest
+        self.specs = [spec_from_json(data) for data in specs]
+
+    def jobs(self, sizes: Mapping[str, int]) -> list[Job]:
+        """The distinct kernels at these sizes of the model's symbols."""
+        buffers = self.manifest["buffers"]
+
+        def size(number: int) -> int:
+            return evaluate(dim_from_json(buffers[number]["bytes"]), sizes)
+
+        return unique(
+            [
+                Job(
+                    self.specs[step["kernel"]],
+                    tuple(evaluate(dim_from_json(arg), sizes) for arg in step["args"]),
+                    tuple(map(size, step["operands"])),
+                    size(step["output"]),
+                    1,
+                    step["label"],
+                )
+                for step in self.manifest["steps"]
+            ]
+        )
+
+    def calls(self) -> list[Call]:
+        """The steps as the wasm module plays them."""
+        buffers = self.manifest["buffers"]
+
+        def place(number: int) -> Operand:
+            buffer = buffers[number]
+            return Weight(buffer["weight"]) if "weight" in buffer else Slot(buffer["slot"])
+
+        return [
+            Call(
+                step["kernel"],
+                tuple(map(place, step["operands"])),
+                place(step["output"]),
+                tuple(dim_from_json(arg) for arg in step["args"]),
+            )
+            for step in self.manifest["steps"]
+        ]
+
+
+class _Wasm:
+    """Candidates and whole modules for one variant of a bundle."""
+
+    def __init__(self, facts: Plain) -> None:
+        self.caps = WasmCaps(relaxed=facts["relaxed"], threads=facts["threads"])
+        self.target: Target = WasmTarget(relaxed=self.caps.relaxed)
+        self.features = "browser wasm" + (" relaxed-simd" if self.caps.relaxed else "")
+
+    def candidate(self, code: Code, job: Job) -> Plain:
+        assert isinstance(code, WasmBinary)
+        return {"wasm": code.binary, "scratch": evaluate(code.scratch, _arguments(job))}
+
+    def tuned(self, model: _Model, winners: Winners) -> tuple[Plain, int]:
+        """(the whole model's module, how many of its kernels are not the default's)"""
+        kernels: list[tuple[KernelSpec, Any]] = []
+        count = 0
+        for spec in model.specs:
+            space = wasm_target.space(spec, self.caps)
+            picked = winners.pick(spec, self.target.name, space)
+            count += picked is not None and picked != space[0]
+            kernels.append((spec, space[0] if picked is None else picked))
+        features = WasmFeatures(relaxed=self.caps.relaxed, threads=self.caps.threads)
+        made = assemble(kernels, model.calls(), features)
+        scratch = dim_json(made.scratch_per_thread)
+        return {"wasm": made.binary, "scratchPerThread": scratch}, count
+
+
+class _Wgsl:
+    """Candidates and replaced kernels for a GPU device."""
+
+    def __init__(self, facts: Plain) -> None:
+        limits, offers = facts["limits"], frozenset(facts["offers"])
+        least, most = facts["subgroupSizes"]
+        self.caps = WgslCaps(
+            max_workgroup_storage=limits["maxComputeWorkgroupStorageSize"],
+            max_invocations=limits["maxComputeInvocationsPerWorkgroup"],
+            max_workgroup_size=(
+                limits["maxComputeWorkgroupSizeX"],
+                limits["maxComputeWorkgroupSizeY"],
+                limits["maxComputeWorkgroupSizeZ"],
+            ),
+            max_workgroups=limits["maxComputeWorkgroupsPerDimension"],
+            max_storage_buffers=limits["maxStorageBuffersPerShaderStage"],
+            max_binding=limits["maxStorageBufferBindingSize"],
+            subgroup_size=(least, most) if "subgroups" in offers and least else None,
+            f16="shader-f16" in offers,
+            emulated="emulated" in offers,
+            matrix=offers.issuperset(MATRIX),
+        )
+        self.target: Target = WgslTarget(self.caps)
+        known = dataclasses.asdict(self.caps)
+        self.features = "browser " + ", ".join(
+            f"{name}={value}".replace(" ", "") for name, value in known.items()
+        )
+
+    def candidate(self, code: Code, job: Job) -> Plain:
+        """With its grids and scratch sizes for this job: numbers."""
+        assert isinstance(code, WgslKernel)
+        sizes = _arguments(job)
+        return {
+            "passes": [
+                {
+                    "code": p.code,
+                    "bindings": [[b.role.value, b.index] for b in p.bindings],
+                    "grid": [evaluate(d, sizes) for d in p.grid],
+                }
+                for p in code.passes
+            ],
+            "scratch": [evaluate(d, sizes) for d in code.scratch],
+        }
+
+    def tuned(self, model: _Model, winners: Winners) -> tuple[Plain, int]:
+        """(texts, and the kernels by number that are to be replaced, as in a manifest; how many)"""
+        codes: dict[str, int] = {}
+        replaced: dict[str, Plain] = {}
+        for number, spec in enumerate(model.specs):
+            space = self.target.space(spec)
+            picked = winners.pick(spec, self.target.name, space)
+            if picked is None or picked == space[0]:
+                continue
+            kernel = wgsl_target.render(spec, picked)
+            replaced[str(number)] = {
+                "passes": [
+                    {
+                        "code": codes.setdefault(p.code, len(codes)),
+                        "bindings": [[b.role.value, b.index] for b in p.bindings],
+                        "grid": [dim_json(d) for d in p.grid],
+                    }
+                    for p in kernel.passes
+                ],
+                "scratch": [dim_json(d) for d in kernel.scratch],
+                "features": list(kernel.features),
+            }
+        return {"codes": list(codes), "kernels": replaced}, len(replaced)
+
+
+def _arguments(job: Job) -> dict[str, int]:
+    return {f"a{i}": value for i, value in enumerate(job.args)}
+
+
+class Tuning:
+    """One tuning of one model. See the head of the file for the requests."""
+
+    def __init__(self, setup: Plain) -> None:
+        """
+        setup: {"manifest": text, "specs": text, "sizes": {symbol: n}, "budget": seconds,
+        "records": text or None, "wasm": {"relaxed", "threads"} or "webgpu": {"offers", "limits",
+        "subgroupSizes"}}
+        """
+        self.model = _Model(json.loads(setup["manifest"]), json.loads(setup["specs"]))
+        self.side = _Wasm(setup["wasm"]) if "wasm" in setup else _Wgsl(setup["webgpu"])
+        self.known = records_from_json(setup["records"]) if setup.get("records") else ()
+        self.now = 0.0
+        self.progress: Plain = {"label": "", "done": 0, "total": 0}
+        self.job: Job | None = None
+        self.rows: dict[str, Row] = {}
+        self.records: list[Record] = []
+        self.unused = 0.0  # of a run: what winners save that are not in use yet
+        self.used = 0
+        self._requests = self._play(setup["sizes"], setup["budget"])
+
+    def step(self, answer: Plain) -> Plain:
+        """The next request. answer: {"now": seconds of tuning, without pauses} and "ms" (of a
+        measurement) or "error" (why a candidate cannot be used)."""
+        self.now = answer["now"]
+        self._answer = answer
+        return {**next(self._requests), "progress": self.progress}
+
+    def _play(self, sizes: Mapping[str, int], budget: float) -> Iterator[Plain]:
+        def say(label: str, done: int, total: int) -> None:
+            self.progress = {"label": label, "done": done, "total": total}
+
+        asking = tune(
+            self.model.jobs(sizes),
+            self.side.target,
+            self.side.features,
+            budget,
+            progress=say,
+            clock=lambda: self.now,
+            known=self.known,
+        )
+        answer: Any = None
+        error: str | None = None
+        while True:
+            try:
+                request = asking.throw(CandidateError(error)) if error else asking.send(answer)
+            except StopIteration as stop:
+                result: Result = stop.value
+                break
+            if isinstance(request, Searched) and self._noted(request):
+                yield self._swap()
+            yield self._plain(request)
+            answer, error = self._answer.get("ms"), self._answer.get("error")
+        if self.unused > 0:
+            yield self._swap()
+        yield {"kind": "done", "report": self._report(result)}
+
+    def _plain(self, request: Any) -> Plain:
+        if isinstance(request, Load):
+            self.job, spec = request.job, request.job.spec
+            sizes = zip(spec.operands, request.job.operands, strict=True)
+            return {
+                "kind": "load",
+                "operands": [[storage.value, size] for storage, size in sizes],
+                "output": [spec.output.value, request.job.output],
+                "args": list(request.job.args),
+                "tolerance": TOLERANCE[spec.output],
+                "limit": TIME_LIMIT_S,
+            }
+        if isinstance(request, Make):
+            assert self.job is not None
+            code = self.side.candidate(request.code, self.job)
+            return {"kind": "make", "number": request.number, "code": code}
+        if isinstance(request, Measure):
+            return {"kind": "measure", "numbers": list(request.numbers)}
+        if isinstance(request, Profiled):
+            self.rows = {row.kernel: row for row in request.rows}
+            return {"kind": "profiled", "rows": [_row(row) for row in request.rows]}
+        assert isinstance(request, Searched)
+        record = dataclasses.asdict(request.record)
+        return {"kind": "searched", "row": _row(request.row), "record": record}
+
+    def _noted(self, found: Searched) -> bool:
+        """Keep what was found; True when it is time to take the winners into use."""
+        self.records.append(found.record)
+        row = found.row
+        self.unused += row.share * (1 - row.best_ms / row.default_ms) if row.default_ms else 0.0
+        return self.unused >= SWAP_GAIN
+
+    def _swap(self) -> Plain:
+        self.unused = 0.0
+        code, self.used = self.side.tuned(self.model, Winners(tuple(self.records)))
+        return {"kind": "swap", "code": code, "kernels": self.used}
+
+    def _report(self, result: Result) -> Plain:
+        return {
+            "device": result.device,
+            "generatorVersion": GENERATOR_VERSION,
+            "seconds": result.seconds,
+            "candidates": result.measured,
+            "stopped": result.stopped,
+            "defaultMs": result.default_ms,
+            "bestMs": result.best_ms,
+            "rows": [_row(row) for row in result.rows],
+            "records": records_json(merge(self.known, result.records)),
+        }
+
+
+def _row(row: Row) -> Plain:
+    return {**dataclasses.asdict(row), "gain": round(row.gain, 4)}
+
+
+# -- what web/py/ calls ----------------------------------------------------------------------------
+
+_tunings: dict[int, Tuning] = {}
+
+
+def start(setup: Plain) -> int:
+    """Begin; returns the tuning's number, for `step` and `stop`."""
+    number = max(_tunings, default=0) + 1
+    _tunings[number] = Tuning(setup)
+    return number
+
+
+def step(number: int, answer: Plain) -> Plain:
+    try:
+        return _tunings[number].step(answer)
+    except CandidateError as error:  # not even the first product ran
+        raise PywebgpuError(f"this device cannot be measured: {error}", where="tuner") from error
+
+
+def stop(number: int) -> None:
+    _tunings.pop(number, None)

@@ -1,0 +1,312 @@
+// The page's side of the measuring worker: when it may run, how long a step may take, and a new
+// worker when a candidate took the old one with it.
+
+/** @typedef {import("./wasm-bench.js").LoadRequest} LoadRequest */
+
+const GRACE_MS = 3; // after a run: the next one often follows at once
+const SLICE_MS = 8; // of a first run, and of a large kernel
+const PARTS = 16; // of a first run: nothing is known of it yet
+const SETTLED_MS = 5; // engines have optimised a kernel after about so long
+const MOST_SAMPLES = 30;
+const MOST_REPEATS = 1 << 16;
+const INTERRUPTIONS = 10;
+const COMPILE_LIMIT_MS = 60_000; // adapters that run shaders on the CPU compile for seconds
+const RESTARTS = 20;
+
+/** Why a candidate cannot be used. */
+export class CandidateError extends Error {}
+
+/** The tuning was cancelled. */
+export class Cancelled extends Error {}
+
+/** Who may use the processor: the page's own runs first; between them, one slice at a time. */
+export class Turns {
+  #runs = 0;
+  #paused = false;
+  #cancelled = false;
+  /** Changes with every run that begins. */
+  epoch = 0;
+  /** @type {(() => void)[]} */
+  #waiting = [];
+
+  /** A run begins. */
+  enter() {
+    this.#runs++;
+    this.epoch++;
+  }
+
+  /** A run has ended. */
+  leave() {
+    this.#runs--;
+    if (!this.#runs) setTimeout(() => this.#wake(), GRACE_MS);
+  }
+
+  /** @param {boolean} paused */
+  pause(paused) {
+    this.#paused = paused;
+    this.#wake();
+  }
+
+  cancel() {
+    this.#cancelled = true;
+    this.#wake();
+  }
+
+  get cancelled() {
+    return this.#cancelled;
+  }
+
+  get paused() {
+    return this.#paused;
+  }
+
+  get #free() {
+    return this.#cancelled || (!this.#runs && !this.#paused);
+  }
+
+  #wake() {
+    if (this.#free) for (const go of this.#waiting.splice(0)) go();
+  }
+
+  /** Resolves when nobody else wants to run; rejects with `Cancelled`. */
+  async idle() {
+    while (!this.#free) await new Promise((resolve) => this.#waiting.push(() => resolve(null)));
+    if (this.#cancelled) throw new Cancelled("cancelled");
+  }
+}
+
+export class Bench {
+  /** @type {Worker | null} */
+  #worker = null;
+  #next = 0;
+  /** @type {{id: number, resolve: (value: any) => void, reject: (error: Error) => void} | null} */
+  #waiting = null;
+  #restarts = 0;
+  #opened = false;
+  /** @type {LoadRequest & {limit: number}} */
+  #job = { operands: [], output: ["f32", 0], args: [], tolerance: 0, limit: 2 };
+  /** Candidates that were made and agree with the default. @type {Map<number, any>} */
+  #made = new Map();
+  /** How often a sample runs a candidate. @type {Map<number, number>} */
+  #counts = new Map();
+  /** A sample runs one part of so many. */
+  #parts = 1;
+  #limitMs = 0;
+
+  /**
+   * @param {{provider: string, features?: string[], limits?: Record<string, number>}} opening
+   * @param {Turns} turns
+   */
+  constructor(opening, turns) {
+    this.opening = opening;
+    this.turns = turns;
+    this.isWasm = opening.provider === "wasm";
+    // The clock is coarse on a page that is not isolated, and so are GPUs' timestamps.
+    this.sampleMs = this.isWasm && globalThis.crossOriginIsolated ? 1 : 3;
+  }
+
+  /**
+   * Ask the worker. A worker that does not answer in time, or fails, is replaced.
+   * @param {string} command
+   * @param {object} message
+   * @param {number} limitMs
+   * @returns {Promise<any>}
+   */
+  async #ask(command, message, limitMs) {
+    if (!this.#worker) await this.#start();
+    const worker = /** @type {Worker} */ (this.#worker);
+    const id = this.#next++;
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    let timer;
+    const answer = new Promise((resolve, reject) => {
+      this.#waiting = { id, resolve, reject };
+      const late = `takes longer than ${(limitMs / 1000).toPrecision(3)} s`;
+      timer = setTimeout(() => this.#end(new CandidateError(late)), limitMs);
+    });
+    worker.postMessage({ id, command, ...message });
+    try {
+      return await answer;
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  async #start() {
+    const url = new URL("./worker.js", import.meta.url);
+    const worker = new Worker(url, { type: "module", name: "pywebgpu tuning" });
+    worker.onerror = (event) => {
+      event.preventDefault();
+      this.#end(new CandidateError(`ended its worker: ${event.message || "no message"}`));
+    };
+    worker.onmessage = ({ data }) => {
+      if (worker !== this.#worker) return;
+      if (data.lost) return this.#end(new CandidateError("the GPU device was lost"));
+      const waiting = this.#waiting;
+      if (!waiting || waiting.id !== data.id) return;
+      this.#waiting = null;
+      if (data.error === undefined) waiting.resolve(data.value);
+      else waiting.reject(new CandidateError(data.error));
+    };
+    this.#worker = worker;
+    await this.#ask("open", this.opening, COMPILE_LIMIT_MS);
+    this.#opened = true;
+  }
+
+  /** Give the worker up; the next request starts another. @param {Error} error */
+  #end(error) {
+    this.#worker?.terminate();
+    this.#worker = null;
+    const waiting = this.#waiting;
+    this.#waiting = null;
+    waiting?.reject(error);
+  }
+
+  /** After a worker was lost: what the lost one had. */
+  async #restore() {
+    if (this.#worker || !this.#opened) return;
+    if (++this.#restarts > RESTARTS) throw new Error("the measuring worker fails again and again");
+    await this.#ask("load", this.#job, COMPILE_LIMIT_MS);
+    for (const [number, code] of [...this.#made]) await this.#try(number, code);
+  }
+
+  /** @param {LoadRequest & {limit: number}} job */
+  async load(job) {
+    this.#job = job;
+    this.#made.clear();
+    this.#counts.clear();
+    this.#parts = 1;
+    this.#limitMs = COMPILE_LIMIT_MS;
+    await this.turns.idle();
+    await this.#ask("load", job, COMPILE_LIMIT_MS);
+  }
+
+  /**
+   * Compile a candidate, run it once and compare with number 0's output.
+   * @param {number} number
+   * @param {any} code
+   */
+  async make(number, code) {
+    await this.#restore();
+    this.#made.delete(number);
+    await this.#try(number, code);
+    this.#made.set(number, code);
+  }
+
+  /**
+   * @param {number} number
+   * @param {any} code
+   */
+  async #try(number, code) {
+    await this.turns.idle();
+    await this.#ask("make", { number, code, parts: PARTS }, COMPILE_LIMIT_MS);
+    let spent = 0;
+    for (let done = false; !done; ) {
+      await this.turns.idle();
+      const start = performance.now();
+      done = await this.#ask("run", { number, ms: SLICE_MS }, this.#limitMs - spent);
+      spent += performance.now() - start;
+    }
+    if (number === 0) this.#limitMs = Math.max(1000 * this.#job.limit, 20 * spent);
+    await this.turns.idle();
+    const problem = await this.#ask("verify", { number }, COMPILE_LIMIT_MS);
+    if (problem) throw new CandidateError(problem);
+  }
+
+  /**
+   * Milliseconds per run for each.
+   * @param {number[]} numbers
+   */
+  async measure(numbers) {
+    await this.#restore();
+    const found = [];
+    for (const number of numbers) {
+      const count = this.#counts.get(number) ?? (await this.#calibrate(number));
+      found.push(((await this.#sample(number, count)) / count) * this.#parts);
+    }
+    return found;
+  }
+
+  /**
+   * One sample that no run of the page has disturbed.
+   * @param {number} number
+   * @param {number} count
+   */
+  async #sample(number, count) {
+    const message = { number, count, parts: this.#parts };
+    for (let attempt = 0; ; attempt++) {
+      await this.turns.idle();
+      const { epoch } = this.turns;
+      const ms = await this.#ask("sample", message, this.#limitMs);
+      if (epoch === this.turns.epoch || attempt >= INTERRUPTIONS) return ms;
+    }
+  }
+
+  /**
+   * How many runs fill a sample; those that find out let the engine optimise the code. The
+   * default also tells in how many parts the kernel is to be measured.
+   * @param {number} number
+   */
+  async #calibrate(number) {
+    if (number === 0 && this.isWasm) {
+      this.#parts = PARTS;
+      let least = Infinity;
+      for (let i = 0; i < 6; i++) least = Math.min(least, await this.#sample(0, 1));
+      this.#parts = Math.max(1, Math.ceil((least * PARTS) / SLICE_MS));
+    }
+    let [count, spent] = [1, 0];
+    for (; count < MOST_REPEATS; ) {
+      // Twice: one interruption must not make a short kernel look long.
+      const took = [await this.#sample(number, count), await this.#sample(number, count)];
+      spent += took[0] + took[1];
+      const ms = Math.min(...took);
+      if (ms >= this.sampleMs) break;
+      const wanted = Math.floor((count * 1.2 * this.sampleMs) / Math.max(ms, 1e-3));
+      count = Math.max(2 * count, Math.min(16 * count, wanted));
+    }
+    if (this.isWasm) count = await this.#settle(number, count, spent);
+    this.#counts.set(number, count);
+    return count;
+  }
+
+  /**
+   * Go on until the time falls no more. Code that became quicker fills its sample with more runs.
+   * @param {number} number
+   * @param {number} count
+   * @param {number} spent
+   */
+  async #settle(number, count, spent) {
+    let least = Infinity;
+    for (let i = 0; i < MOST_SAMPLES; i++) {
+      const ms = await this.#sample(number, count);
+      spent += ms;
+      if (spent > SETTLED_MS && ms > 0.9 * least) break;
+      least = Math.min(least, ms);
+    }
+    return Math.max(count, Math.ceil((count * this.sampleMs) / Math.max(least, 1e-3)));
+  }
+
+  /**
+   * Run a whole module on zeros until the engine has optimised it.
+   * @param {{module: WebAssembly.Module, pages: number, shared: boolean}} whole
+   * @param {{at: number, params: Int32Array}[]} frames
+   */
+  async rehearse(whole, frames) {
+    await this.#restore();
+    await this.#ask("rehearse", whole, COMPILE_LIMIT_MS);
+    for (const frame of frames) {
+      let [least, spent] = [Infinity, 0];
+      for (let i = 0; i < MOST_SAMPLES; i++) {
+        await this.turns.idle();
+        const ms = await this.#ask("play", frame, COMPILE_LIMIT_MS);
+        spent += ms;
+        if (spent > SETTLED_MS && i > 5 && ms > 0.9 * least) break;
+        least = Math.min(least, ms);
+      }
+    }
+    await this.#ask("rehearse", { module: null }, COMPILE_LIMIT_MS);
+  }
+
+  close() {
+    this.#end(new Cancelled("closed"));
+  }
+}

@@ -1,0 +1,411 @@
+// A tuning of one session, the page's side: Python in a worker decides what to try next
+// (pywebgpu/tune_page.py), the measuring worker tries it while the page has nothing to run, and
+// winners are taken into use between two runs.
+
+import { BundleError, InputError, PywebgpuError } from "../errors.js";
+import { tunedKey } from "../kept.js";
+import { frame, trialFrames } from "../shapes.js";
+import { layout, PARAMS_BASE, WasmHost } from "../wasm.js";
+import { RAISED, offers } from "../webgpu.js";
+import { Bench, CandidateError, Cancelled, Turns } from "./host.js";
+
+/** @typedef {import("../bundle.js").Bundle} Bundle */
+/** @typedef {import("../kept.js").Kept} Kept */
+/** @typedef {import("../kept.js").Tuned} Tuned */
+/** @typedef {import("../shapes.js").Frame} Frame */
+/** @typedef {import("../webgpu.js").GpuHost} GpuHost */
+/** @typedef {{call: (module: string, name: string, ...args: any[]) => Promise<any>, terminate?: () => void}} Python */
+
+/**
+ * @typedef {object} TuneOptions
+ * @property {number} [budget] seconds of tuning, pauses apart (default 30)
+ * @property {(progress: TuneProgress) => void} [onProgress]
+ * @property {AbortSignal} [signal] cancels
+ * @property {Python} [python] a PythonRuntime to use; by default one is started, and ended after
+ */
+/**
+ * @typedef {object} TuneProgress
+ * @property {"python" | "profile" | "search" | "swap" | "done"} stage
+ * @property {string} label for people: the kernel in hand
+ * @property {number} done of the stage
+ * @property {number} total
+ * @property {number} seconds of tuning so far
+ */
+/**
+ * One kernel. Times in milliseconds, of all its calls in a run apart.
+ * @typedef {object} KernelRow
+ * @property {string} kernel
+ * @property {string} label
+ * @property {number} calls
+ * @property {number} share of a run by default, 0 to 1
+ * @property {number} default_ms
+ * @property {number} best_ms
+ * @property {number} candidates
+ * @property {number} failed
+ * @property {Record<string, any>} knobs
+ * @property {Record<string, any>} default_knobs
+ * @property {number} gain
+ * @property {boolean} searched
+ */
+/**
+ * @typedef {object} TuneReport
+ * @property {string} device
+ * @property {number} seconds
+ * @property {number} candidates
+ * @property {string} stopped why it ended
+ * @property {number} defaultMs all kernels of a run
+ * @property {number} bestMs
+ * @property {KernelRow[]} rows
+ * @property {Swap[]} swaps
+ */
+/** @typedef {{seconds: number, kernels: number, ms: number}} Swap winners in use since, how many; what the swap itself took */
+/** @typedef {{bundle: Bundle, kept: Kept, host: () => WasmHost | GpuHost, frame: () => Frame | null}} Seat */
+
+const BUDGET_S = 30;
+const SPECS = "specs.json";
+const PYTHON = "pywebgpu.tune_page";
+const REHEARSAL_MS = 30; // a frame that one thread plays in less is rehearsed as it is
+
+export class Tuning {
+  /** @type {"loading" | "running" | "paused" | "done" | "cancelled" | "failed"} */
+  state = "loading";
+  /** Every kernel, what takes most first; filled once the defaults are measured. @type {KernelRow[]} */
+  rows = [];
+  /** @type {Swap[]} */
+  swaps = [];
+  turns = new Turns();
+  #seat;
+  #options;
+  #clock = new Clock();
+  /** @type {Bench | null} */
+  #bench = null;
+  /** @type {() => void} */
+  #cancel = () => {};
+  /** @type {Promise<never>} */
+  #cancelled;
+
+  /**
+   * Not for callers: see `InferenceSession.tune`.
+   * @param {Seat} seat
+   * @param {TuneOptions} options
+   */
+  constructor(seat, options) {
+    const { budget = BUDGET_S, signal } = options;
+    if (!(budget > 0)) {
+      throw new InputError("not a number of seconds", {
+        where: "tune, budget",
+        got: budget,
+        expected: "> 0",
+      });
+    }
+    this.#seat = seat;
+    this.#options = options;
+    this.#cancelled = new Promise((_, reject) => {
+      this.#cancel = () => reject(new Cancelled("cancelled"));
+    });
+    this.#cancelled.catch(() => {});
+    if (signal?.aborted) this.cancel();
+    signal?.addEventListener("abort", () => this.cancel(), { once: true });
+    /** The report; also of a tuning that was cancelled. Rejects when it could not go on. */
+    this.finished = this.#play();
+    /** Resolves when `finished` is settled, one way or the other. */
+    this.ended = this.finished.then(
+      () => {},
+      () => {},
+    );
+  }
+
+  /** Stop measuring until `resume`. */
+  pause() {
+    if (this.state !== "running") return;
+    this.state = "paused";
+    this.#clock.stop();
+    this.turns.pause(true);
+  }
+
+  resume() {
+    if (this.state !== "paused") return;
+    this.state = "running";
+    this.#clock.start();
+    this.turns.pause(false);
+  }
+
+  /** End it now; what has been found stays in use and is kept. */
+  cancel() {
+    this.turns.cancel();
+    this.#cancel();
+  }
+
+  /** @returns {Promise<TuneReport>} */
+  async #play() {
+    /** @type {Python | null} */
+    let python = null;
+    try {
+      python = await this.#python();
+      this.#bench = new Bench(this.#opening(), this.turns);
+      const report = await this.#search(python);
+      this.state = "done";
+      this.#say("done", "", 1, 1);
+      return report;
+    } catch (error) {
+      this.state = error instanceof Cancelled ? "cancelled" : "failed";
+      this.#say("done", "", 1, 1);
+      if (error instanceof Cancelled) return this.#partial();
+      throw error;
+    } finally {
+      this.#bench?.close();
+      if (python && python !== this.#options.python) python.terminate?.();
+    }
+  }
+
+  /**
+   * @template T
+   * @param {Promise<T>} work
+   * @returns {Promise<T>}
+   */
+  #unlessCancelled(work) {
+    return Promise.race([work, this.#cancelled]);
+  }
+
+  /** @returns {Promise<Python>} */
+  async #python() {
+    this.#say("python", "Loading Python", 0, 1);
+    if (this.#options.python) return this.#options.python;
+    const { PythonRuntime } = await import("../py/client.js");
+    const starting = PythonRuntime.create();
+    try {
+      return await this.#unlessCancelled(starting);
+    } catch (error) {
+      starting.then((late) => late.terminate()).catch(() => {});
+      throw error;
+    }
+  }
+
+  /** @param {Python} python */
+  async #search(python) {
+    const setup = await this.#setup();
+    const number = await this.#unlessCancelled(python.call(PYTHON, "start", setup));
+    if (this.state === "loading") this.state = "running";
+    this.#clock.start();
+    try {
+      /** @type {{ms?: number[], error?: string}} */
+      let answer = {};
+      for (;;) {
+        await this.turns.idle();
+        const now = this.#clock.seconds;
+        const step = python.call(PYTHON, "step", number, { ...answer, now });
+        const request = await this.#unlessCancelled(step);
+        if (request.kind === "done") return await this.#finish(request.report);
+        answer = await this.#unlessCancelled(this.#carryOut(request));
+        const { label, done, total } = request.progress;
+        this.#say(this.rows.length ? "search" : "profile", label, done, total);
+      }
+    } finally {
+      python.call(PYTHON, "stop", number).catch(() => {});
+    }
+  }
+
+  /**
+   * @param {any} request
+   * @returns {Promise<{ms?: number[], error?: string}>}
+   */
+  async #carryOut(request) {
+    const bench = /** @type {Bench} */ (this.#bench);
+    try {
+      switch (request.kind) {
+        case "load":
+          await bench.load(request);
+          break;
+        case "make":
+          await bench.make(request.number, request.code);
+          break;
+        case "measure":
+          return { ms: await bench.measure(request.numbers) };
+        case "profiled":
+          this.rows = request.rows.map((/** @type {KernelRow} */ row) => this.#row(row, row.knobs));
+          break;
+        case "searched":
+          this.rows = this.rows.map((row) =>
+            row.kernel === request.row.kernel
+              ? { ...this.#row(request.row, row.default_knobs), searched: true }
+              : row,
+          );
+          await this.#seat.kept.add([request.record]);
+          break;
+        case "swap":
+          await this.#swap(request);
+      }
+      return {};
+    } catch (error) {
+      if (error instanceof CandidateError) return { error: error.message };
+      throw error;
+    }
+  }
+
+  /**
+   * @param {KernelRow} row
+   * @param {Record<string, any>} defaults
+   * @returns {KernelRow}
+   */
+  #row(row, defaults) {
+    return { ...row, default_knobs: defaults, searched: false };
+  }
+
+  /** What the model is and what it runs on, for Python. */
+  async #setup() {
+    const { bundle, kept } = this.#seat;
+    const { generator_version, buffers, steps } = bundle.manifest;
+    const host = this.#seat.host();
+    const sizes = this.#frame().sizes;
+    const records = await kept.records();
+    return {
+      manifest: JSON.stringify({ generator_version, buffers, steps }),
+      specs: new TextDecoder().decode(await bundle.read(SPECS)),
+      sizes: Object.fromEntries(sizes),
+      budget: this.#options.budget ?? BUDGET_S,
+      records: JSON.stringify(records),
+      ...(host instanceof WasmHost
+        ? { wasm: { relaxed: host.variant.includes("relaxed"), threads: host.memory !== null } }
+        : { webgpu: gpuFacts(host) }),
+    };
+  }
+
+  /** The sizes to tune for: those of the last run. */
+  #frame() {
+    const { manifest } = this.#seat.bundle;
+    const found = this.#seat.frame() ?? trialFrames(manifest).at(-1);
+    if (found) return found;
+    if (!manifest.symbols.length) return frame(manifest, new Map());
+    throw new InputError("the model has not run yet, so it is not known for which sizes to tune", {
+      where: "tune",
+      remedy: "Run the session once before.",
+    });
+  }
+
+  #opening() {
+    const host = this.#seat.host();
+    if (host instanceof WasmHost) return { provider: "wasm" };
+    const { features, limits } = gpuFacts(host);
+    const raised = Object.fromEntries(RAISED.map((name) => [name, limits[name]]));
+    return { provider: "webgpu", features, limits: raised };
+  }
+
+  /**
+   * Take winners into use.
+   * @param {{code: Tuned, kernels: number}} request
+   */
+  async #swap({ code, kernels }) {
+    const { kept, bundle } = this.#seat;
+    const host = this.#seat.host();
+    const key = tunedKey(bundle.manifest, host.codeFile, host.codeDevice);
+    let ms;
+    if (host instanceof WasmHost) {
+      const module = await WebAssembly.compile(/** @type {BufferSource} */ (code.wasm));
+      await this.#rehearse(host, module, code.scratchPerThread);
+      const start = performance.now();
+      await host.swap(module, code.scratchPerThread);
+      ms = performance.now() - start;
+    } else {
+      await this.turns.idle();
+      const start = performance.now();
+      // A device that was lost meanwhile is replaced at the next run, with what is kept.
+      await host.swap(code).catch((error) => {
+        if (!host.lost) throw error;
+      });
+      ms = performance.now() - start;
+      await this.turns.idle();
+      // Drivers finish their work on a pipeline when it is first used.
+      await host.run(this.#frame(), []).catch(() => {});
+    }
+    await kept.keep(key, code);
+    this.swaps.push({ seconds: this.#clock.seconds, kernels, ms });
+    this.#say("swap", "", this.swaps.length, this.swaps.length);
+  }
+
+  /**
+   * @param {WasmHost} host
+   * @param {WebAssembly.Module} module
+   * @param {import("../dims.js").Dim} [scratchPerThread]
+   */
+  async #rehearse(host, module, scratchPerThread) {
+    const { manifest } = this.#seat.bundle;
+    const last = this.#seat.frame();
+    const short = last && host.lastMs * host.threads < REHEARSAL_MS;
+    const layouts = (short ? [last] : trialFrames(manifest)).map((f) =>
+      layout(manifest, f, 1, scratchPerThread),
+    );
+    if (!layouts.length) return;
+    const pages = Math.max(...layouts.map((l) => l.pages));
+    const frames = layouts.map(({ params }) => ({ at: PARAMS_BASE, params }));
+    await this.#bench?.rehearse({ module, pages, shared: host.memory !== null }, frames);
+  }
+
+  /** @param {any} report @returns {Promise<TuneReport>} */
+  async #finish(report) {
+    await this.#seat.kept.add(JSON.parse(report.records).records);
+    return { ...report, rows: this.rows, swaps: this.swaps };
+  }
+
+  /** @returns {TuneReport} */
+  #partial() {
+    const sum = (/** @type {"default_ms" | "best_ms"} */ name) =>
+      this.rows.reduce((total, row) => total + row[name] * row.calls, 0);
+    return {
+      device: "",
+      seconds: this.#clock.seconds,
+      candidates: this.rows.reduce((total, row) => total + row.candidates, 0),
+      stopped: "cancelled",
+      defaultMs: sum("default_ms"),
+      bestMs: sum("best_ms"),
+      rows: this.rows,
+      swaps: this.swaps,
+    };
+  }
+
+  /**
+   * @param {TuneProgress["stage"]} stage
+   * @param {string} label
+   * @param {number} done
+   * @param {number} total
+   */
+  #say(stage, label, done, total) {
+    this.#options.onProgress?.({ stage, label, done, total, seconds: this.#clock.seconds });
+  }
+}
+
+/** Seconds, without those of pauses. */
+class Clock {
+  #before = 0;
+  /** @type {number | null} */
+  #since = null;
+
+  start() {
+    this.#since ??= performance.now();
+  }
+
+  stop() {
+    this.#before = this.seconds;
+    this.#since = null;
+  }
+
+  get seconds() {
+    return this.#before + (this.#since === null ? 0 : (performance.now() - this.#since) / 1000);
+  }
+}
+
+/** @param {GpuHost} host */
+function gpuFacts(host) {
+  const device = /** @type {GPUDevice} */ (host.gpuDevice);
+  const { subgroupMinSize = 0, subgroupMaxSize = 0 } = device.adapterInfo ?? {};
+  /** @type {Record<string, number>} */
+  const limits = {};
+  for (const name of [...RAISED, "maxComputeWorkgroupsPerDimension"]) {
+    limits[name] = /** @type {any} */ (device.limits)[name];
+  }
+  return {
+    features: [...device.features],
+    offers: [...offers(device)],
+    limits,
+    subgroupSizes: [subgroupMinSize, subgroupMaxSize],
+  };
+}
