@@ -40,7 +40,20 @@ export class Kept {
   /** @param {boolean} wanted look for tuned code at all */
   constructor(wanted = true) {
     this.wanted = wanted;
-    this.#database = wanted ? open(false) : Promise.resolve(null);
+    this.#database = wanted ? this.#open(false) : Promise.resolve(null);
+  }
+
+  /** @param {boolean} create */
+  async #open(create) {
+    const database = await open(create);
+    if (database) {
+      // Whoever wants to delete or change the database must not have to wait for this page.
+      database.onversionchange = () => {
+        database.close();
+        this.#database = Promise.resolve(null);
+      };
+    }
+    return database;
   }
 
   /**
@@ -92,7 +105,7 @@ export class Kept {
   /** @param {"tuned" | "records"} name @param {IDBTransactionMode} mode */
   async #store(name, mode) {
     // `finder` looks where something is; writing makes the database.
-    this.#database = this.#database.then((database) => database ?? open(mode === "readwrite"));
+    this.#database = this.#database.then((database) => database ?? this.#open(mode === "readwrite"));
     const database = await this.#database;
     return database?.transaction(name, mode).objectStore(name) ?? null;
   }
@@ -147,12 +160,7 @@ function open(create) {
       if (!create) return request.transaction?.abort();
       for (const name of ["tuned", "records"]) request.result.createObjectStore(name);
     };
-    request.onsuccess = () => {
-      const database = request.result;
-      // Whoever wants to delete or change the database must not have to wait for this page.
-      database.onversionchange = () => database.close();
-      resolve(database);
-    };
+    request.onsuccess = () => resolve(request.result);
     request.onblocked = () => resolve(null);
     request.onerror = (event) => {
       event.preventDefault();

@@ -20,6 +20,7 @@ import * as tensor from "WEB/tensor.js";
 import * as gpu from "WEB/gpu-tensor.js";
 import * as errors from "WEB/errors.js";
 import { clearCache } from "WEB/bundle.js";
+import * as kept from "WEB/kept.js";
 
 export const create: typeof declared.InferenceSession.create = async (url, options) =>
   session.InferenceSession.create(url, options);
@@ -29,6 +30,8 @@ export const t: typeof declared.Tensor = tensor.Tensor;
 export const g: typeof declared.GpuTensor = gpu.GpuTensor;
 export const e: typeof declared.PywebgpuError = errors.PywebgpuError;
 export const b: typeof declared.BundleError = errors.BundleError;
+export const imported: typeof declared.importRecords = kept.importRecords;
+export const cleared: typeof declared.clearTuning = kept.clearTuning;
 export const clear: typeof declared.clearCache = clearCache;
 
 // Callers see these types.

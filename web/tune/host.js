@@ -120,7 +120,7 @@ export class Bench {
     let timer;
     const answer = new Promise((resolve, reject) => {
       this.#waiting = { id, resolve, reject };
-      const late = `takes longer than ${(limitMs / 1000).toPrecision(3)} s`;
+      const late = `takes longer than ${+(limitMs / 1000).toPrecision(3)} s`;
       timer = setTimeout(() => this.#end(new CandidateError(late)), limitMs);
     });
     worker.postMessage({ id, command, ...message });

@@ -230,7 +230,7 @@ export class Tuning {
               ? { ...this.#row(request.row, row.default_knobs), searched: true }
               : row,
           );
-          await this.#seat.kept.add([request.record]);
+          await this.#keep((kept) => kept.add([request.record]));
           break;
         case "swap":
           await this.#swap(request);
@@ -295,7 +295,7 @@ export class Tuning {
    * @param {{code: Tuned, kernels: number}} request
    */
   async #swap({ code, kernels }) {
-    const { kept, bundle } = this.#seat;
+    const { bundle } = this.#seat;
     const host = this.#seat.host();
     const key = tunedKey(bundle.manifest, host.codeFile, host.codeDevice);
     let ms;
@@ -317,7 +317,7 @@ export class Tuning {
       // Drivers finish their work on a pipeline when it is first used.
       await host.run(this.#frame(), []).catch(() => {});
     }
-    await kept.keep(key, code);
+    await this.#keep((kept) => kept.keep(key, code));
     this.swaps.push({ seconds: this.#clock.seconds, kernels, ms });
     this.#say("swap", "", this.swaps.length, this.swaps.length);
   }
@@ -340,9 +340,17 @@ export class Tuning {
     await this.#bench?.rehearse({ module, pages, shared: host.memory !== null }, frames);
   }
 
+  /**
+   * A full disk takes the next visit's start, not this one's tuning.
+   * @param {(kept: Kept) => Promise<void>} write
+   */
+  async #keep(write) {
+    await write(this.#seat.kept).catch((error) => console.warn("pywebgpu: not kept:", error));
+  }
+
   /** @param {any} report @returns {Promise<TuneReport>} */
   async #finish(report) {
-    await this.#seat.kept.add(JSON.parse(report.records).records);
+    await this.#keep((kept) => kept.add(JSON.parse(report.records).records));
     return { ...report, rows: this.rows, swaps: this.swaps };
   }
 
