@@ -281,7 +281,7 @@ export interface Tuning {
 
 /** The form of records.schema.json: the same as of `pywebgpu tune`'s file. */
 export interface TuningRecords {
-  format_version: 1;
+  format_version: number;
   records: {
     kernel: string;
     target: string;
