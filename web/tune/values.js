@@ -2,7 +2,7 @@
 
 import { fromHalf, toHalf } from "../tensor.js";
 
-/** @typedef {import("../tensor.js").Storage} Storage */
+/** @typedef {import("../tensor.js").Storage | "i8"} Storage constants only, those of 8 bits */
 /** @typedef {[Storage, number]} Extent a buffer's elements, and its bytes */
 
 // An odd count keeps rows of a large matrix from being equal.
@@ -23,7 +23,7 @@ const blocks = new Map();
 
 /**
  * Values to fill buffers with, again and again: floats of mean 0 and variance 1; integers 0 or 1,
- * which are right as an index too.
+ * which are right as an index too; bytes that are also parts of ordinary floats.
  * @param {Storage} storage
  */
 export function block(storage) {
@@ -34,6 +34,8 @@ export function block(storage) {
   const normal = () => Array.from({ length: 12 }, next).reduce((a, b) => a + b, -6);
   let data;
   if (storage === "i32") data = Int32Array.from({ length: COUNT }, () => Math.floor(2 * next()));
+  // Among weights lie scales, which are f32: these bytes make ordinary ones.
+  else if (storage === "i8") data = Int8Array.from({ length: COUNT }, () => 0x3d + 3 * next());
   else if (storage === "f32") data = Float32Array.from({ length: COUNT }, normal);
   else data = Uint16Array.from({ length: COUNT }, () => toHalf(normal()));
   found = new Uint8Array(data.buffer);
