@@ -10,7 +10,7 @@ const SETTLED_MS = 5; // engines have optimised a kernel after about so long
 const MOST_SAMPLES = 30;
 const MOST_REPEATS = 1 << 16;
 const INTERRUPTIONS = 10;
-const COMPILE_LIMIT_MS = 60_000; // adapters that run shaders on the CPU compile for seconds
+const PATIENCE_MS = { wasm: 5_000, webgpu: 60_000 }; // shaders can take seconds to compile
 const RESTARTS = 20;
 
 /** Why a candidate cannot be used. */
@@ -92,6 +92,8 @@ export class Bench {
   /** A sample runs one part of so many. */
   #parts = 1;
   #limitMs = 0;
+  /** For all but running candidates. */
+  #patience;
 
   /**
    * @param {{provider: string, features?: string[], limits?: Record<string, number>}} opening
@@ -101,6 +103,7 @@ export class Bench {
     this.opening = opening;
     this.turns = turns;
     this.isWasm = opening.provider === "wasm";
+    this.#patience = PATIENCE_MS[this.isWasm ? "wasm" : "webgpu"];
     // The clock is coarse on a page that is not isolated, and so are GPUs' timestamps.
     this.sampleMs = this.isWasm && globalThis.crossOriginIsolated ? 1 : 3;
   }
@@ -148,7 +151,7 @@ export class Bench {
       else waiting.reject(new CandidateError(data.error));
     };
     this.#worker = worker;
-    await this.#ask("open", this.opening, COMPILE_LIMIT_MS);
+    await this.#ask("open", this.opening, this.#patience);
     this.#opened = true;
   }
 
@@ -165,7 +168,7 @@ export class Bench {
   async #restore() {
     if (this.#worker || !this.#opened) return;
     if (++this.#restarts > RESTARTS) throw new Error("the measuring worker fails again and again");
-    await this.#ask("load", this.#job, COMPILE_LIMIT_MS);
+    await this.#ask("load", this.#job, this.#patience);
     for (const [number, code] of [...this.#made]) await this.#try(number, code);
   }
 
@@ -175,9 +178,9 @@ export class Bench {
     this.#made.clear();
     this.#counts.clear();
     this.#parts = 1;
-    this.#limitMs = COMPILE_LIMIT_MS;
+    this.#limitMs = this.#patience;
     await this.turns.idle();
-    await this.#ask("load", job, COMPILE_LIMIT_MS);
+    await this.#ask("load", job, this.#patience);
   }
 
   /**
@@ -198,7 +201,7 @@ export class Bench {
    */
   async #try(number, code) {
     await this.turns.idle();
-    await this.#ask("make", { number, code, parts: PARTS }, COMPILE_LIMIT_MS);
+    await this.#ask("make", { number, code, parts: PARTS }, this.#patience);
     let spent = 0;
     for (let done = false; !done; ) {
       await this.turns.idle();
@@ -208,7 +211,7 @@ export class Bench {
     }
     if (number === 0) this.#limitMs = Math.max(1000 * this.#job.limit, 20 * spent);
     await this.turns.idle();
-    const problem = await this.#ask("verify", { number }, COMPILE_LIMIT_MS);
+    const problem = await this.#ask("verify", { number }, this.#patience);
     if (problem) throw new CandidateError(problem);
   }
 
@@ -292,18 +295,18 @@ export class Bench {
    */
   async rehearse(whole, frames) {
     await this.#restore();
-    await this.#ask("rehearse", whole, COMPILE_LIMIT_MS);
+    await this.#ask("rehearse", whole, this.#patience);
     for (const frame of frames) {
       let [least, spent] = [Infinity, 0];
       for (let i = 0; i < MOST_SAMPLES; i++) {
         await this.turns.idle();
-        const ms = await this.#ask("play", frame, COMPILE_LIMIT_MS);
+        const ms = await this.#ask("play", frame, this.#patience);
         spent += ms;
         if (spent > SETTLED_MS && i > 5 && ms > 0.9 * least) break;
         least = Math.min(least, ms);
       }
     }
-    await this.#ask("rehearse", { module: null }, COMPILE_LIMIT_MS);
+    await this.#ask("rehearse", { module: null }, this.#patience);
   }
 
   close() {
