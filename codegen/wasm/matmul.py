@@ -242,14 +242,23 @@ class _Emitter:
         else:
             stride = f.hold(affine(size(spec.a.strides[-2], frame.args)) * 4)
         panels = self._panels(f, frame, tile, k)
-        i, m0, b_now, c = f.locals(I32, 4)
+        i, m0, b_now, c, ahead, seen = f.locals(I32, 6)
+        f.zero(seen)
         parts = self.parts if tile == self.variants[0] else []
 
         def tiles(run: IntLike, from_k: IntLike, last: bool) -> None:
             """Add `run` of K to all tiles, from `from_k` on."""
             if parts:
                 f.assign(c, dump + size(self.c_at, frame.args))
+            lines = self._ahead(f, frame, tile, b, n0, (run, from_k), last, ahead)
             with f.loop_range(i, 0, count):
+                for line in range(lines):
+                    f.i32_load(64 * line, addr=ahead)
+                    f.push(seen)
+                    f.i32_xor()
+                    f.set(seen)
+                if lines:
+                    f.assign(ahead, ahead + 64 * lines)
                 f.assign(m0, row + i * tile.rows)
                 if not (isinstance(spec.m, int) and spec.m % tile.rows == 0):
                     f.assign(m0, imin(m0, f.hold(affine(size(spec.m, frame.args)) - tile.rows)))
@@ -278,6 +287,9 @@ class _Emitter:
 
         if not parts:
             tiles(k, 0, last=True)
+            f.push(dump)
+            f.push(seen)
+            f.i32_store()
             return f
         f.push(dump + size(self.c_at, frame.args), count * (tile.rows * tile.columns * 4))
         f.call(fill_zero(self.module))
@@ -285,7 +297,33 @@ class _Emitter:
         with f.loop_range(at_k, 0, sum(parts[:-1]), parts[0]):
             tiles(parts[0], at_k, last=False)
         tiles(parts[-1], sum(parts[:-1]), last=True)
+        f.push(dump)
+        f.push(seen)
+        f.i32_store()
         return f
+
+    def _ahead(
+        self, f: Function, frame: Frame, tile: Tile, b: Local, n0: Local,
+        part: tuple[IntLike, IntLike], last: bool, ahead: Local,
+    ) -> int:  # fmt: skip
+        """Cache lines of the constant that each tile reads ahead; `ahead` is set to the first."""
+        spec = self.spec
+        run, from_k = part
+        if spec.b is not None or tile.panels != 1 or not isinstance(run, int):
+            return 0
+        tiles = self.block_tiles
+        if isinstance(spec.m, int):
+            tiles = min(tiles, -(-spec.m // tile.rows))
+        lines = run * PANEL * 4 // 64 // max(tiles, 1)
+        if tiles < 3 or not lines:
+            return 0
+        f.assign(ahead, b + (affine(from_k) + run) * (PANEL * 4))
+        if last:
+            f.push(ahead, b, n0 + tile.columns, size(spec.n, frame.args))
+            f.i32_lt_s()
+            f.select()
+            f.set(ahead)
+        return lines
 
     @staticmethod
     def _sums(f: Function, core: Core, c: Local, load: bool) -> None:
