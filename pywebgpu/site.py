@@ -7,7 +7,8 @@ that every page also carries itself, and asks no other origin:
 
     index.html, NAME.html           pages, from web/app/pages/*.html.j2
     app/                            their scripts and styles
-    isolation-worker.js             for threads on hosts without headers, if the visitor wants
+    site-worker.js                  for threads on hosts without headers and for use without a
+                                    network, if the visitor wants
     pywebgpu.js, ...                the browser runtime, linked into one file
     models/NAME/                    one bundle per model
     data/NAME/                      what a model's page needs beside it (samples, a tokenizer)
@@ -255,7 +256,7 @@ def _add_runtime(stage: Path, *, has_python: bool) -> None:
     if not has_python:
         (stage / "app" / "python.js").unlink()
     # A service worker reaches the folder that it lies in, so it has to lie in the first one.
-    (stage / "app" / "isolation-worker.js").rename(stage / "isolation-worker.js")
+    (stage / "app" / "site-worker.js").rename(stage / "site-worker.js")
 
 
 def _add_python(stage: Path, pyodide: Pyodide) -> bool:
@@ -315,11 +316,26 @@ def _add_pages(entries: list[Entry], stage: Path, *, pyodide: Pyodide, has_pytho
         size = _short(sum(f.stat().st_size for f in (stage / "py").rglob("*") if f.is_file()))
         write("python.html.j2", "python.html", "Python", about, python_size=size)
 
-    listed = ("name", "title", "href", "bundle")
+    _add_contents(models, stage)
+
+
+def _add_contents(models: list[dict[str, Any]], stage: Path) -> None:
+    """site.json: the models, and every file with its bytes, for a visitor who keeps the site.
+
+    Files that a manifest lists belong to its bundle, and count there.
+    """
+    listed = ("name", "title", "href", "bundle", "bytes")
+    bundled = {stage / model["bundle"] / name for model in models for name in model["files"]}
+    files = {
+        path.relative_to(stage).as_posix(): path.stat().st_size
+        for path in sorted(stage.rglob("*"))
+        if path.is_file() and path not in bundled
+    }
     contents = {
         "generator": "pywebgpu",
         "version": __version__,
         "models": [{key: model[key] for key in listed} for model in models],
+        "files": files,
     }
     (stage / MARKER).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
 
@@ -357,6 +373,8 @@ def _read_manifest(bundle: Path) -> dict[str, Any]:
             "outputs": [_port(port) for port in manifest["outputs"]],
             "symbols": [str(symbol) for symbol in manifest["symbols"]],
             "size": _short(shards + max(code, default=0)),
+            "files": list(sizes),
+            "bytes": sum(sizes.values()),
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(

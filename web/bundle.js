@@ -177,13 +177,14 @@ export class Bundle {
    * processors away from the first answers.
    */
   save() {
-    setTimeout(async () => {
-      const cache = await this.cache;
-      for (const [key, response] of this.unsaved.splice(0)) {
-        // A full disk must not fail the session.
-        await cache?.put(key, response).catch(() => {});
-      }
-    }, SAVE_AFTER_MS);
+    // A full disk must not fail the session.
+    setTimeout(() => this.flush().catch(() => {}), SAVE_AFTER_MS);
+  }
+
+  /** Put what has been downloaded into the cache now. */
+  async flush() {
+    const cache = await this.cache;
+    for (const [key, response] of this.unsaved.splice(0)) await cache?.put(key, response);
   }
 
   /** @param {string} name */
@@ -310,6 +311,22 @@ function dangling({ inputs, outputs, buffers, slots, weights, steps, wasm, webgp
     ]),
   ];
   return found.find((text) => text !== null) ?? null;
+}
+
+/**
+ * Download every file of a bundle into the cache, for a later session to start without a network.
+ * What is there already is not asked for again.
+ * @param {string | URL} location
+ * @param {{onProgress?: OnProgress, signal?: AbortSignal}} [options]
+ */
+export async function prefetch(location, options = {}) {
+  const bundle = await Bundle.open(location, options);
+  const names = Object.keys(bundle.manifest.files);
+  bundle.expect(names);
+  for (const name of names) {
+    await bundle.read(name);
+    await bundle.flush();
+  }
 }
 
 /** Forget every file that bundles of this origin have left in Cache Storage. */

@@ -331,5 +331,17 @@ export class InputError extends PywebgpuError {}
 /** A device or a browser feature is missing, too small, or was lost. */
 export class DeviceError extends PywebgpuError {}
 
+/**
+ * Download every file of a bundle into Cache Storage, for a later session to start without a
+ * network (the page and manifest.json have to be kept by other means, such as a service worker).
+ * Rejects with BundleError, with the signal's reason, or when the browser's storage is full.
+ *
+ * @param url the bundle's folder, relative to the page
+ */
+export function prefetch(
+  url: string | URL,
+  options?: { onProgress?: (progress: Progress) => void; signal?: AbortSignal },
+): Promise<void>;
+
 /** Forget every file that bundles of this origin have left in Cache Storage. */
 export function clearCache(): Promise<boolean>;

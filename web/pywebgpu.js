@@ -4,7 +4,7 @@
 //   const session = await InferenceSession.create("models/digits/");
 //   const { probabilities } = await session.run({ image: new Tensor("float32", pixels, [1, 64]) });
 
-export { clearCache } from "./bundle.js";
+export { clearCache, prefetch } from "./bundle.js";
 export { BundleError, DeviceError, InputError, PywebgpuError } from "./errors.js";
 export { GpuTensor } from "./gpu-tensor.js";
 export { clearTuning, importRecords } from "./kept.js";

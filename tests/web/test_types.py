@@ -19,7 +19,7 @@ import * as session from "WEB/session.js";
 import * as tensor from "WEB/tensor.js";
 import * as gpu from "WEB/gpu-tensor.js";
 import * as errors from "WEB/errors.js";
-import { clearCache } from "WEB/bundle.js";
+import { clearCache, prefetch } from "WEB/bundle.js";
 import * as kept from "WEB/kept.js";
 
 export const create: typeof declared.InferenceSession.create = async (url, options) =>
@@ -33,6 +33,7 @@ export const b: typeof declared.BundleError = errors.BundleError;
 export const imported: typeof declared.importRecords = kept.importRecords;
 export const cleared: typeof declared.clearTuning = kept.clearTuning;
 export const clear: typeof declared.clearCache = clearCache;
+export const fetchAll: typeof declared.prefetch = prefetch;
 
 // Callers see these types.
 export async function page(device: GPUDevice) {

@@ -2,7 +2,7 @@
 // and the panel that tells the visitor about it (pages/runtime.html.j2).
 
 import { DeviceError, InferenceSession } from "../pywebgpu.js";
-import { canIsolate, isIsolatedByWorker, isolate, stopIsolating } from "./isolation.js";
+import { canIsolate, isIsolatedByWorker, isolate, stopIsolating } from "./worker.js";
 
 /** @typedef {import("../pywebgpu.js").Tensor} Tensor */
 /** @typedef {"webgpu" | "wasm"} Provider */
@@ -252,11 +252,13 @@ export class Runner {
     if (!items.length && this.session) {
       items.push(make("li", {}, "Everything this device offers is in use."));
     }
-    if (isIsolatedByWorker()) {
-      const how = "A service worker of this site isolates the page, for threads.";
-      items.push(make("li", {}, how, " ", button("Remove it", stopIsolating)));
-    }
     element("notes", HTMLElement).replaceChildren(...items);
+    isIsolatedByWorker().then((yes) => {
+      if (!yes) return;
+      const how = "A service worker of this site isolates the page, for threads.";
+      const item = make("li", {}, how, " ", button("Remove it", stopIsolating));
+      element("notes", HTMLElement).append(item);
+    });
   }
 
   /**

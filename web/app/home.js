@@ -1,6 +1,8 @@
 // The home page's list of what this device can do, each with the reason where it can not.
 
 import { relaxedSimd, simd, threadsMissing } from "../features.js";
+import { bytes, element } from "./common.js";
+import { canKeep, contents, forget, isKept, keep } from "./worker.js";
 
 /** @typedef {{yes: boolean, reason: string}} Finding */
 
@@ -55,5 +57,58 @@ for (const [feature, probe] of Object.entries(PROBES)) {
     const text = item?.querySelector(".reason");
     if (text) text.textContent = reason;
     item?.setAttribute("data-yes", String(yes));
+  });
+}
+
+// -- the site without a network --------------------------------------------------------------------
+
+const offline = element("offline", HTMLElement);
+const offlineText = element("offline-text", HTMLElement);
+const offlineButton = element("offline-button", HTMLButtonElement);
+const offlineBar = element("offline-progress", HTMLProgressElement);
+
+async function showOffline() {
+  const kept = await isKept();
+  offline.dataset.kept = String(kept);
+  offlineBar.hidden = true;
+  if (kept) {
+    offlineText.textContent = "This site is kept on this device and works without a network.";
+    offlineButton.textContent = "Remove the copy";
+  } else {
+    const { total } = await contents();
+    offlineText.textContent =
+      "Keep all pages and models on this device, to use them without a network.";
+    offlineButton.textContent = `Keep ${bytes(total)}`;
+  }
+  offlineButton.disabled = false;
+}
+
+async function toggleOffline() {
+  offlineButton.disabled = true;
+  try {
+    if (await isKept()) {
+      await forget();
+    } else {
+      offlineBar.hidden = false;
+      await keep((loaded, total) => {
+        offlineBar.max = total;
+        offlineBar.value = loaded;
+        offlineText.textContent = `Keeping ${bytes(loaded)} of ${bytes(total)}`;
+      });
+    }
+    await showOffline();
+  } catch (error) {
+    offlineBar.hidden = true;
+    offlineButton.disabled = false;
+    const reason = error instanceof Error ? error.message : String(error);
+    offlineText.textContent = `The site could not be kept: ${reason}`;
+  }
+}
+
+if (canKeep()) {
+  offline.hidden = false;
+  offlineButton.addEventListener("click", toggleOffline);
+  showOffline().catch((error) => {
+    offlineText.textContent = `What there is to keep cannot be told: ${error.message}`;
   });
 }
