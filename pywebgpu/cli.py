@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import __version__
+from .cli_records import records_app
 from .console import (
     EXIT_USER_ERROR,
     ProgressFunction,
@@ -41,6 +42,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(records_app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; no progress bar.")]
 ModelArgument = Annotated[Path, typer.Argument(help="An ONNX file.")]
