@@ -16,7 +16,7 @@ from typing import Any
 from . import scalar as sc
 from .dims import Dim, Expr, dim_from_json, dim_json
 from .scalar import Op, Scalar, Type
-from .spec import FAMILIES, KernelSpec, View, family
+from .spec import FAMILIES, Blocks, KernelSpec, View, family
 
 
 def spec_to_json(spec: KernelSpec) -> dict[str, Any]:
@@ -49,6 +49,8 @@ def _encode(value: Any, nodes: dict[Scalar, int]) -> Any:
         return value.value
     if isinstance(value, View):
         return [dim_json(value.offset), *map(dim_json, value.strides)]
+    if isinstance(value, Blocks):
+        return [value.bits, value.size, value.zeros]
     if isinstance(value, float):
         return value.hex()
     if isinstance(value, tuple):
@@ -93,6 +95,8 @@ def _decode(value: Any, hint: Any, nodes: list[Scalar]) -> Any:
         return nodes[value]
     if hint is View:
         return View(tuple(dim_from_json(s) for s in value[1:]), dim_from_json(value[0]))
+    if hint is Blocks:
+        return Blocks(*value)
     if hint is float:
         return float.fromhex(value)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):

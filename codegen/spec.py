@@ -148,6 +148,26 @@ def int8_panel_bytes(k: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocks:
+    """A packed operand in codes of 4 or 8 bits, with a scale for every `size` steps of k.
+
+    Operand 1, of storage I8, is [ceil(N/8)][K rounded up to 4][8 columns] codes, unsigned, each
+    in `bits` bits, the lowest first. Operand 2 holds scales and, with `zeros`, operand 3 zero
+    points, both as [ceil(N/8)][ceil(K/size)][8] floats. An element is (code - zero) * scale; the
+    zero point is half the codes' range where there is no operand for it.
+    """
+
+    bits: int
+    size: int  # a multiple of 4
+    zeros: bool = False
+
+    @property
+    def operands(self) -> int:
+        """Operands that the product has before those of `final`."""
+        return 4 if self.zeros else 3
+
+
+@dataclass(frozen=True, slots=True)
 class Matmul:
     """out[...] = final(ACC = sum_k A[..., m, k] * B[..., k, n]).
 
@@ -162,6 +182,9 @@ class Matmul:
       q = min(round(a * inv) + zero, 127), in f32, half to even
     and ACC = (hi - lo) / 127 * scale * (sum_k q w - zero * sum_k w), the sum in exact integers.
     A row with an infinity or NaN gives NaN. Where hi - lo is below 1e-30 the row counts as zeros.
+
+    With `blocks` (`b` None) operand 1 is block-quantised, and `final` loads from the operands
+    after those that `Blocks` speaks of.
     """
 
     batch: tuple[Dim, ...]
@@ -175,6 +198,7 @@ class Matmul:
     operands: tuple[Storage, ...]
     output: Storage
     n_args: int = 0
+    blocks: Blocks | None = None
 
 
 @dataclass(frozen=True, slots=True)

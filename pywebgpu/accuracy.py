@@ -97,7 +97,7 @@ def accuracy(
         got = session.run(names, complete)
     worst = sorted(int8.tensors.values(), key=lambda t: (-t.error, t.name))
     return AccuracyReport(
-        quantize="int8",
+        quantize=int8.kind,
         feeds="given" if feeds else "random",
         outputs=tuple(_compare(*row) for row in zip(names, got, want, strict=True)),
         weight_bytes_before=before.plan.weight_bytes,

@@ -96,6 +96,7 @@ class Quantization(enum.StrEnum):
     """What constants become."""
 
     int8 = "int8"
+    int4 = "int4"
 
 
 class PyodideSource(enum.StrEnum):
@@ -259,7 +260,9 @@ def export(
     ] = Storage.f32,
     quantize: Annotated[
         Quantization | None,
-        typer.Option(help="Store large constants as bytes, compute with bytes; says what it cost."),
+        typer.Option(
+            help="int8: constants and products in bytes; int4: weights only. Says what it cost."
+        ),
     ] = None,
     keep: Annotated[
         list[str] | None,
@@ -300,6 +303,7 @@ def export(
       pywebgpu export model.onnx -o bundle --dtype f16       half the bytes, WebGPU only
       pywebgpu export model.onnx -o bundle --quantize int8   a quarter of the bytes, and what
                                                              that costs in accuracy
+      pywebgpu export model.onnx -o bundle --quantize int4   weights of products in 4 bits
       pywebgpu export model.onnx -o bundle --quantize int8 --feed image=digits.npy --keep conv1
     """
     from .export import export as export_model

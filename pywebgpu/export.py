@@ -18,6 +18,7 @@ from .compile import compile_model
 from .console import human_bytes
 from .errors import InputError
 from .lower import Int8
+from .lower.int4 import Int4
 from .records import Winners, load_records
 
 Progress = Callable[[str, int, int], None]
@@ -86,6 +87,8 @@ def export(
         shader-f16, and has no WebAssembly module.
     quantize: "int8": large constants become bytes, and the other operand of their products is
         rounded as it comes. The report then says what that cost, compared on this machine's CPU.
+        "int4": matrices of products become 4-bit codes in blocks of 32 with a scale and a zero
+        point each; activations stay floats. It goes with either dtype.
     keep: names of nodes or constants that are not quantised.
     feeds, dims: inputs, and sizes of the random ones for the rest, for that comparison.
 
@@ -109,7 +112,11 @@ def export(
         _refuse_unknown(keep, int8)
         say("comparing with f32", 0, stages)
         before = compile_model(model, values=values)
-        report = accuracy(before, compiled, int8, model=model, feeds=feeds, dims=dims)
+        # What runs here is the f32 program: f16 storage is for GPUs.
+        after = compiled
+        if dtype != "f32":
+            after = compile_model(model, values=values, int8=type(int8)(keep))
+        report = accuracy(before, after, int8, model=model, feeds=feeds, dims=dims)
     say("generating WGSL", 1, stages)
     wgsl = wgsl_variants(plan, winners)
     done = iter(range(2, stages))
@@ -148,8 +155,12 @@ def _int8(quantize: str | None, keep: Collection[str], dtype: str) -> Int8 | Non
                 got=", ".join(keep), remedy="Add quantize='int8' (--quantize int8)",
             )  # fmt: skip
         return None
+    if quantize == "int4":
+        return Int4(keep)
     if quantize != "int8":
-        raise InputError("no such quantisation", where="quantize", got=quantize, expected="int8")
+        raise InputError(
+            "no such quantisation", where="quantize", got=quantize, expected="int8 or int4"
+        )
     if dtype != "f32":
         raise InputError(
             "int8 weights go with f32 activations", where="dtype", got=dtype, expected="f32",

@@ -103,6 +103,54 @@ def pack_int8_conv(weight: Array, groups: int) -> Array:
     return pack_int8_panels(matrix.reshape(groups, kh * kw * cin, cout // groups))
 
 
+def bit_fields(data: Array, bits: int) -> Array:
+    """Bytes (..., B) as unsigned numbers (..., B * 8 / bits), the low bits of a byte first."""
+    parts = [(data >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
+    return np.stack(parts, axis=-1).reshape(*data.shape[:-1], -1)
+
+
+def pack_codes(codes: Array, bits: int) -> Array:
+    """Unsigned codes (K, N) of 4 or 8 bits as `codegen.spec.Blocks` lays them out, flat i8."""
+    k, n = codes.shape
+    padded = np.zeros((-(-k // 4) * 4, n), np.uint8)
+    padded[:k] = codes
+    panels = pack_panels(padded)
+    if bits == 4:
+        panels = panels[..., 0::2] | panels[..., 1::2] << 4
+    return panels.reshape(-1).view(np.int8)
+
+
+def quantise_blocks(matrix: Array, bits: int, size: int) -> tuple[Array, Array, Array]:
+    """A K x N matrix as codes (K, N) and, per block of `size` rows, scales and zero points
+    (ceil(K/size), N): matrix = (codes - zeros) * scales.
+
+    Of a few ranges, the block's own and narrower ones, each block takes the one with the least
+    square error: what is beyond is rounded to its end.
+    """
+    k, n = matrix.shape
+    blocks, most = -(-k // size), (1 << bits) - 1
+    padded = np.zeros((blocks * size, n), np.float32)
+    padded[:k] = matrix
+    values = padded.reshape(blocks, size, n)
+    low, high = np.minimum(values.min(1), 0), np.maximum(values.max(1), 0)
+    best = np.full((blocks, n), np.inf, np.float32)
+    scales, zeros = np.zeros((blocks, n), np.float32), np.zeros((blocks, n), np.float32)
+    codes = np.zeros(values.shape, np.uint8)
+    for part in (1.0, 0.95, 0.9, 0.85, 0.8, 0.7) if bits == 4 else (1.0,):
+        scale = (high - low) * np.float32(part / most)
+        step = np.where(scale > 0, scale, 1)
+        zero = np.clip(np.rint(-low * part / step), 0, most)
+        code = np.clip(np.rint(values / step[:, None]) + zero[:, None], 0, most)
+        error = (((code - zero[:, None]) * scale[:, None] - values) ** 2).sum(1)
+        better = error < best
+        best, scales, zeros = (
+            np.where(better, new, old)
+            for new, old in ((error, best), (scale, scales), (zero, zeros))
+        )
+        codes = np.where(better[:, None], code, codes).astype(np.uint8)
+    return codes.reshape(-1, n)[:k], scales, zeros
+
+
 def quantise_rows(table: Array) -> tuple[Array, Array]:
     """A table of rows x features as i8 and one f32 scale per row."""
     weights, scale = quantise_columns(table.T)

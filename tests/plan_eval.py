@@ -16,7 +16,12 @@ from pywebgpu.plan import SlotBuffer, WeightBuffer
 from tests import reference
 
 Array = np.ndarray[Any, Any]
-_NUMPY = {Storage.F32: np.float32, Storage.F16: np.float16, Storage.I32: np.int32}
+_NUMPY = {
+    Storage.F32: np.float32,
+    Storage.F16: np.float16,
+    Storage.I32: np.int32,
+    Storage.I8: np.int8,
+}
 
 
 def play(compiled: Compiled, feeds: Mapping[str, Any]) -> dict[str, Array]:

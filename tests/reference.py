@@ -324,6 +324,23 @@ def int8_product(a: Array, panels: Array, k: int, n: int) -> Array:
     return np.where(finite, result, np.nan).reshape(*a.shape[:-1], n)
 
 
+def dequantise(spec: Matmul, operands: list[Array], k: int, n: int) -> Array:
+    """K x N from the operands of block-quantised weights."""
+    blocks = spec.blocks
+    assert blocks is not None
+    panels, k4, count = -(-n // 8), -(-k // 4) * 4, -(-k // blocks.size)
+    data = operands[1].astype(np.int8).view(np.uint8).reshape(panels, k4, blocks.bits)
+    codes = np.unpackbits(data, axis=-1, bitorder="little").reshape(panels, k4, 8, blocks.bits)
+    whole = (codes * (1 << np.arange(blocks.bits))).sum(-1)
+
+    def spread(x: Array) -> Array:
+        return np.repeat(x.reshape(panels, count, 8), blocks.size, axis=1)[:, :k]
+
+    zeros = spread(operands[3]) if blocks.zeros else 1 << blocks.bits - 1
+    found = (whole[:, :k] - zeros) * spread(operands[2])
+    return np.asarray(found.transpose(1, 0, 2).reshape(k, -1)[:, :n])
+
+
 def _matmul(spec: Matmul, operands: list[Array], env: dict[str, int]) -> tuple[Array, Array]:
     batch = _dims(spec.batch, env)
     m, n, k = _dims((spec.m, spec.n, spec.k), env)
@@ -333,11 +350,13 @@ def _matmul(spec: Matmul, operands: list[Array], env: dict[str, int]) -> tuple[A
         return np.zeros(space, np.int64), np.zeros(space)
     a = _load(operands[0], _view(spec.a, _grid([*batch, m, k]), env), [])
     a = np.broadcast_to(a, [*batch, m, k])
-    if spec.operands[1] is Storage.I8:
+    if spec.blocks is not None:
+        b = dequantise(spec, operands, k, n)
+    elif spec.operands[1] is Storage.I8:
         axes = _grid(space)
         final = scalar(spec.final, axes, operands, env, int8_product(a, operands[1], k, n))
         return np.broadcast_to(_view(spec.out, axes, env), space), np.broadcast_to(final, space)
-    if spec.b is None:
+    elif spec.b is None:
         b = unpack(operands[1], k, n)
     else:
         b = _load(operands[1], _view(spec.b, _grid([*batch, k, n]), env), [])

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from ..caps import WasmCaps
 from ..dims import Dim, align, ceildiv
 from ..spec import PANEL, Matmul, Storage, View, int8_panel_bytes
-from . import int8
+from . import blocks, int8
 from .asm import I32, Function, Int, IntLike, Local, Module, affine, imin
 from .kernel import WasmKernel
 from .partition import share
@@ -71,7 +71,7 @@ def space(spec: Matmul, caps: WasmCaps) -> list[Knobs]:
     panels = ceildiv(spec.n, PANEL)
     most = max(panels, 1) if isinstance(panels, int) else 1
     rows = spec.m if isinstance(spec.m, int) else None
-    if spec.operands[1] is Storage.I8:
+    if _is_int8(spec):
         return _int8_space(spec, caps, most)
     shapes: tuple[tuple[int, int, int], ...] = _SHAPES
     if rows in _GEMV_PANELS:
@@ -100,11 +100,16 @@ def space(spec: Matmul, caps: WasmCaps) -> list[Knobs]:
     return found_knobs[:16]
 
 
+def _is_int8(spec: Matmul) -> bool:
+    return spec.blocks is None and spec.operands[1] is Storage.I8
+
+
 def _deep(spec: Matmul) -> bool:
     """Is it a product of many rows with a constant so deep that a panel and A's rows push each
     other out of the first-level cache?"""
     many = not isinstance(spec.m, int) or spec.m >= 64
-    return spec.b is None and many and isinstance(spec.k, int) and spec.k > 512
+    constant = spec.b is None and spec.blocks is None
+    return constant and many and isinstance(spec.k, int) and spec.k > 512
 
 
 def _blocked(spec: Matmul, caps: WasmCaps, plain: list[Knobs]) -> list[Knobs]:
@@ -153,12 +158,15 @@ def _block(spec: Matmul, direct: bool) -> int:
     """Rows so that a block of A takes about 192 kB; more if every block packs B again."""
     k = spec.k if isinstance(spec.k, int) else 512
     rows = max(24, min(512, (192 << 10) // (4 * max(k, 1))))
-    return rows if spec.b is None or direct else 4 * rows
+    packed_once = spec.b is None and spec.blocks is None
+    return rows if packed_once or direct else 4 * rows
 
 
 def emit(module: Module, spec: Matmul, knobs: Knobs) -> WasmKernel:
     check_storage(spec)
-    if spec.operands[1] is Storage.I8:
+    if spec.blocks is not None:
+        return _BlocksEmitter(module, spec, knobs).kernel()
+    if _is_int8(spec):
         return _Int8Emitter(module, spec, knobs).kernel()
     return _Emitter(module, spec, knobs).kernel()
 
@@ -175,7 +183,7 @@ class _Emitter:
         self.pack_a = knobs.pack or not (_contiguous(spec.a, -1) or spec.k == 1)
         self.row_pitch: Dim = align(spec.k, 16) + 16  # of packed rows: an odd number of cache lines
         direct = knobs.direct and spec.b is not None and _contiguous(spec.b, -1)
-        self.pack_b = spec.b is not None and not direct
+        self.pack_b = spec.blocks is not None or (spec.b is not None and not direct)
         panels = ceildiv(spec.n, PANEL)
         self.panels = panels
         # Moving back the last group takes at least a group; only a static size can promise it.
@@ -337,11 +345,11 @@ class _Emitter:
 
     def _panels(self, f: Function, frame: Frame, tile: Tile, k: IntLike) -> Panels:
         spec = self.spec
+        if self.pack_b:
+            return Panels.rows(tile.columns * 4, tile.panels)
         if spec.b is None:
             assert isinstance(k, int), "a packed constant has a static K"
             return Panels.packed(k, tile.panels)
-        if self.pack_b:
-            return Panels.rows(tile.columns * 4, tile.panels)
         return Panels.rows(f.hold(affine(size(spec.b.strides[-2], frame.args)) * 4), tile.panels)
 
     # -- the work list ----------------------------------------------------------------------------
@@ -449,8 +457,8 @@ class _Emitter:
                 b = f.value(self._constant_panel(frame.operands[1], n0, k))
             else:
                 b = f.value(offset_of(frame.operands[1], spec.b, [*coordinates, 0, n0], args))
-                if self.pack_b:
-                    self._pack_b(f, frame, b, tile, n0, n, k, (at, group, packed_b), scratch)
+            if self.pack_b:
+                self._pack_b(f, frame, b, tile, n0, n, k, (at, group, packed_b), scratch)
             f.push(*frame.all, a, b, row, count, n0, scratch, *coordinates)
             f.call(function)
 
@@ -516,6 +524,36 @@ class _Emitter:
             else:
                 f.push(b, target, k, sk, columns, sn, tile.columns * 4)
                 f.call(copy_plane(self.module))
+        f.assign(b, target)
+
+
+class _BlocksEmitter(_Emitter):
+    """Weights in codes: a group of panels becomes floats before the tiles run over it."""
+
+    def _constant_panel(self, b: Local, n0: Local, k: IntLike) -> Int:
+        assert self.spec.blocks is not None
+        k4 = align(self.spec.k, 4)
+        assert isinstance(k4, int), "a packed constant has a static K"
+        return b + n0 * (k4 * self.spec.blocks.bits // PANEL)
+
+    def _pack_b(
+        self, f: Function, frame: Frame, b: Local, tile: Tile, n0: Local, n: IntLike, k: IntLike,
+        state: tuple[IntLike, Local, Local], scratch: Local,
+    ) -> None:  # fmt: skip
+        """Leaves the address of [K][columns] floats in `b`, which was that of their codes."""
+        _, group, packed = state
+        spec, coded = self.spec, self.spec.blocks
+        assert coded is not None
+        assert isinstance(spec.k, int), "a packed constant has a static K"
+        target = f.value(scratch + size(self.b_at, frame.args))
+        f.push(packed, group)
+        f.i32_ne()
+        with f.if_():
+            f.assign(packed, group)
+            settings = n0 * (-(-spec.k // coded.size) * 4)
+            scales, zeros = frame.operands[2], frame.operands[3 if coded.zeros else 2]
+            f.push(b, scales + settings, zeros + settings, target)
+            f.call(blocks.unpack(self.module, coded, spec.k, tile.panels))
         f.assign(b, target)
 
 

@@ -10,7 +10,7 @@ from ..caps import WgslCaps
 from ..dims import Dim, product
 from ..scalar import Op, Scalar, Type
 from ..spec import Matmul, Storage, View
-from . import int8, product_space
+from . import blocks, int8, product_space
 from . import product as core
 from . import product_operands as operands
 from .kernel import WgslKernel
@@ -20,22 +20,33 @@ Tile = core.Tile
 Matrix = core.Matrix
 Few = core.Few
 Direct = core.Direct
+FewBlocks = blocks.FewBlocks
 
 
-def Knobs(**fields: Any) -> core.Knobs:  # the family has several kinds of knobs
+def Knobs(**fields: Any) -> core.Knobs | FewBlocks:  # the family has several kinds of knobs
     """Knobs from their JSON form."""
+    if "panels" in fields:
+        return FewBlocks(**fields)
     return core.knobs_from(fields)
 
 
-def space(spec: Matmul, caps: WgslCaps) -> list[core.Knobs]:
-    return product_space.space(_product(spec), caps)
+def space(spec: Matmul, caps: WgslCaps) -> list[core.Knobs | FewBlocks]:
+    p = _product(spec)
+    found: list[core.Knobs | FewBlocks] = list(product_space.space(p, caps))
+    if spec.blocks is None:
+        return found
+    few = blocks.few(p, caps)
+    if isinstance(p.m, int) and p.m <= 8:
+        return [*few, *found]
+    return [*found[:16], *few[:3], *found[16:]]
 
 
-def render(spec: Matmul, knobs: core.Knobs) -> WgslKernel:
+def render(spec: Matmul, knobs: core.Knobs | FewBlocks) -> WgslKernel:
     batch = split(sc.axis(0), spec.batch)
     rank = len(batch)
     a, b = _index(spec.a, batch), _index(spec.b, batch) if spec.b else None
     half = core.multiplies_half(knobs)
+    first = 2 if spec.blocks is None else spec.blocks.operands  # of the epilogue's operands
 
     def define_a(module: Module, name: str = "a") -> None:
         vector = runs_along(a, 2) and dim_multiple(spec.k, 4) and not isinstance(knobs, Few)
@@ -43,7 +54,10 @@ def render(spec: Matmul, knobs: core.Knobs) -> WgslKernel:
 
     def loads(module: Module) -> None:
         define_a(module)
-        if b is None:
+        if spec.blocks is not None:
+            assert isinstance(spec.k, int), "a packed constant has a static K"
+            blocks.define_b(module, spec.blocks, spec.k, half)
+        elif b is None:
             operands.define_b_panels(module, spec.n, spec.k, False, half)
         else:
             operands.define_b(module, b, runs_along(b, 2) and dim_multiple(spec.n, 4), half)
@@ -57,13 +71,19 @@ def render(spec: Matmul, knobs: core.Knobs) -> WgslKernel:
     def put(module: Module, put4: str = "put4") -> None:
         module.puts(
             sc.transform(spec.final, axis), _index(spec.out, batch), ("z", "m", "n"), Type.F32,
-            lane=2, lane_size=spec.n, guarded=frozenset((0, 1)), put4=put4,
+            lane=2, lane_size=spec.n, guarded=frozenset(range(first)), put4=put4,
         )  # fmt: skip
 
     def module() -> Module:
         return Module(spec.operands, spec.output, spec.n_args)
 
-    if spec.operands[1] is Storage.I8:
+    if isinstance(knobs, FewBlocks):
+        assert spec.blocks is not None
+        made = module()
+        define_a(made)
+        put(made)
+        return blocks.render_few(_product(spec), spec.blocks, knobs, made, "matmul_blocks")
+    if spec.blocks is None and spec.operands[1] is Storage.I8:
         raw = partial(define_a, name="raw")
         return int8.render(_product(spec), knobs, "matmul", module, raw, put)
     return core.render(_product(spec), knobs, core.Parts("matmul", module, loads, put))
@@ -105,5 +125,6 @@ def _product(spec: Matmul) -> core.Product:
         k=spec.k,
         a_along_k=spec.a.strides[rank] != 1 or spec.a.strides[rank + 1] == 1,
         b=order,
-        half=spec.operands[:2] == (Storage.F16, Storage.F16),
+        half=spec.operands[0] is Storage.F16
+        and (spec.blocks is not None or spec.operands[1] is Storage.F16),
     )

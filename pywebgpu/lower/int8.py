@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -45,6 +46,7 @@ class Int8:
     tensors: dict[str, QuantisedTensor] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     """Names of `keep` that were met."""
+    kind: ClassVar[str] = "int8"
 
     def takes(self, matrix: Array, *names: str) -> bool:
         """Does a product with this K x N constant become one of bytes? names: node, constant."""

@@ -10,11 +10,12 @@ import numpy as np
 from ..codegen import scalar as sc
 from ..codegen.dims import Dim, product
 from ..codegen.scalar import Scalar, Type
-from ..codegen.spec import KernelSpec, Matmul, ReduceOp, Storage, View
+from ..codegen.spec import Blocks, KernelSpec, Matmul, ReduceOp, Storage, View
 from ..graph import DType, Node
-from ..packing import pack_int8_panels, pack_panels
+from ..packing import bit_fields, pack_codes, pack_int8_panels, pack_panels
 from .engine import Build, Lowering, convert
 from .index import unravel
+from .int4 import Int4
 from .movement import reshaped, transposed
 from .registry import lowers
 from .values import Array, Coordinates, Value
@@ -72,6 +73,9 @@ def packed(
     name: the constant's, where it may become bytes.
     """
     k, n = matrix.shape
+    node = "" if lw.node is None else lw.node.name
+    if name and isinstance(lw.int8, Int4) and lw.int8.takes(matrix, node, name):
+        return in_blocks(lw, dtype, shape, a, k, n, *lw.int8.quantise(name, matrix))
     rows = shape[:-1]
     m = product(rows)
     source, view = lw.view(a, (m, k), lambda c: _broadcast_rows(a, rows, c))
@@ -89,11 +93,67 @@ def packed(
     )  # fmt: skip
 
 
+def in_blocks(
+    lw: Lowering,
+    dtype: DType,
+    shape: tuple[Dim, ...],
+    a: Value,
+    k: int,
+    n: int,
+    blocks: Blocks,
+    codes: Array,
+    scales: Array,
+    zeros: Array | None,
+) -> Value:
+    """Product with a block-quantised constant: codes (K, N), scales and zeros (blocks, N)."""
+    rows = shape[:-1]
+    m = product(rows)
+    source, view = lw.view(a, (m, k), lambda c: _broadcast_rows(a, rows, c))
+    fixed = [source, lw.weight(pack_codes(codes, blocks.bits), Storage.I8)]
+    for setting in (scales, zeros):
+        if setting is not None:
+            fixed.append(lw.weight(pack_panels(setting.astype(np.float32)), Storage.F32))
+
+    def build(final: Scalar, store: Any) -> KernelSpec:
+        return Matmul(
+            (), m, n, k, contiguous_unit(view, 1, k), None, contiguous_unit(store, 1, n), final,
+            (), Storage.F32, blocks=blocks,
+        )  # fmt: skip
+
+    return lw.core(dtype, shape, (m, n), lambda c: (*unravel(c[0], rows), c[1]), build, fixed=fixed)
+
+
+@lowers("MatMulNBits", domain="com.microsoft")
+def lower_matmul_n_bits(lw: Lowering, node: Node) -> Value:
+    """Blocks along K of weights (N, blocks, bytes); the pass before has left those that fit."""
+    dtype, shape = lw.out(node)
+    n, k, bits = (int(node.attrs[name]) for name in ("N", "K", "bits"))
+    packed_weights, scales = (_constant(lw, node, i) for i in (1, 2))
+    count = packed_weights.reshape(n, -1, packed_weights.shape[-1]).shape[1]
+    codes = bit_fields(packed_weights.reshape(n, -1), bits)[:, :k].T
+    zeros = None
+    if len(node.inputs) > 3 and node.inputs[3]:
+        zeros = _constant(lw, node, 3)
+        if zeros.dtype == np.uint8:
+            zeros = bit_fields(zeros.reshape(n, -1), bits)[:, :count]
+        zeros = zeros.reshape(n, count).T
+    blocks = Blocks(bits, int(node.attrs["block_size"]), zeros is not None)
+    return in_blocks(lw, dtype, shape, lw.input(node, 0), k, n, blocks, codes,
+                     scales.reshape(n, count).T, zeros)  # fmt: skip
+
+
+def _constant(lw: Lowering, node: Node, index: int) -> Array:
+    constant = lw.input(node, index).constant
+    assert constant is not None, "a pass replaced MatMulNBits with weights that are computed"
+    return constant
+
+
 def matrix_weights(lw: Lowering, matrix: Array, name: str) -> tuple[int, tuple[int, ...]]:
     """The buffer of a packed K x N constant, and what else its kernel binds (see `Build`)."""
     node = "" if lw.node is None else lw.node.name
-    if name and lw.int8 is not None and lw.int8.takes(matrix, node, name):
-        lw.int8.note(name, matrix)
+    int8 = None if isinstance(lw.int8, Int4) else lw.int8
+    if name and int8 is not None and int8.takes(matrix, node, name):
+        int8.note(name, matrix)
         weights = lw.weight(pack_int8_panels(matrix), Storage.I8)
         return weights, (weights,)
     return lw.weight(pack_panels(matrix.astype(np.float32)), Storage.F32), ()

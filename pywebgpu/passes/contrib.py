@@ -1,6 +1,7 @@
 """Operators of domain com.microsoft in terms of ONNX's and internal ones.
 
-1. MatMulNBits with constant weights: the weights are unpacked, and it is a MatMul.
+1. MatMulNBits with constant weights: a sum with its bias; where no kernel has its form (2 bits,
+   not f32), the weights are unpacked and it is a MatMul.
 2. RotaryEmbedding: ONNX's operator of that name, with its inputs in another order.
 3. MultiHeadAttention without a cache: the internal attention.
 4. EmbedLayerNormalization: its three lookups, sums and LayerNormalization.
@@ -17,6 +18,7 @@ import numpy as np
 
 from ..graph import INTERNAL, Graph, Node
 from ..infer.contrib import MICROSOFT
+from ..packing import bit_fields
 from .edit import Editor
 
 Array = np.ndarray[Any, Any]
@@ -54,20 +56,15 @@ def unpack_bits(
     """Weights (k, n) from blocks along k: `packed` (n, blocks, bytes), low bits first."""
     flat = packed.reshape(n, -1, packed.shape[-1])
     blocks, size = flat.shape[1], flat.shape[2] * 8 // bits
-    numbers = _bit_fields(flat, bits).reshape(n, blocks, size).astype(np.float32)
+    numbers = bit_fields(flat, bits).reshape(n, blocks, size).astype(np.float32)
     scale = scales.astype(np.float32).reshape(n, blocks, 1)
     offset: Array = np.full((n, blocks, 1), float(1 << (bits - 1)), np.float32)
     if zeros is not None and zeros.dtype == np.uint8:
-        rows = _bit_fields(zeros.reshape(n, -1), bits).reshape(n, -1)[:, :blocks]
+        rows = bit_fields(zeros.reshape(n, -1), bits).reshape(n, -1)[:, :blocks]
         offset = rows.astype(np.float32).reshape(n, blocks, 1)
     elif zeros is not None:
         offset = zeros.astype(np.float32).reshape(n, blocks, 1)
     return np.ascontiguousarray(((numbers - offset) * scale).reshape(n, -1)[:, :k].T)
-
-
-def _bit_fields(data: Array, bits: int) -> Array:
-    parts = [(data >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
-    return np.stack(parts, axis=-1).reshape(*data.shape[:-1], -1)
 
 
 def _matmul_n_bits(edit: Editor, node: Node) -> bool:
@@ -78,10 +75,19 @@ def _matmul_n_bits(edit: Editor, node: Node) -> bool:
         return False
     if _given(node, 3) and zeros is None:
         return False
-    weights = unpack_bits(packed, scales, zeros, node.attrs["N"], node.attrs["K"], bits)
-    dtype = edit.type(node.inputs[0]).dtype.numpy
-    name = edit.graph.add_constant(node.inputs[1], weights.astype(dtype))
     bias = _given(node, 5)
+    dtype = edit.type(node.inputs[0]).dtype.numpy
+    size = node.attrs["block_size"]
+    if bits in (4, 8) and dtype == np.float32 and size % 4 == 0:
+        if bias:
+            inputs = list(node.inputs[:4])
+            product = edit.insert(
+                "MatMulNBits", inputs, domain=MICROSOFT, stem=node.outputs[0], **node.attrs
+            )
+            edit.become(node, "Add", [product, bias])
+        return bool(bias)
+    weights = unpack_bits(packed, scales, zeros, node.attrs["N"], node.attrs["K"], bits)
+    name = edit.graph.add_constant(node.inputs[1], weights.astype(dtype))
     if not bias:
         edit.become(node, "MatMul", [node.inputs[0], name])
     else:

@@ -19,6 +19,7 @@ from pywebgpu.codegen.scalar import Op, Scalar, Type
 from pywebgpu.codegen.spec import (
     PANEL,
     Attention,
+    Blocks,
     Conv,
     KernelSpec,
     Map,
@@ -30,10 +31,11 @@ from pywebgpu.codegen.spec import (
     Storage,
     View,
 )
+from pywebgpu.packing import pack_codes, pack_panels
 
 F, H, I = Storage.F32, Storage.F16, Storage.I32  # noqa: E741
 Array = np.ndarray[Any, Any]
-_DTYPE = {F: np.float32, H: np.float16, I: np.int32}
+_DTYPE = {F: np.float32, H: np.float16, I: np.int32, Storage.I8: np.int8}
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,26 @@ def matmul_case(m: int, n: int, k: int, **options: Any) -> Case:
     return b.case(
         Matmul, m * n, batch=(), m=dm, n=n, k=k, a=View((k, 1)), b=None, out=View((n, 1)),
         final=final,
+    )  # fmt: skip
+
+
+def blocks_case(
+    m: int, n: int, k: int, bits: int = 4, size: int = 32, zeros: bool = False, **options: Any
+) -> Case:
+    """A times block-quantised columns, plus a bias."""
+    b = Build(**options)
+    dm = b.size(m)
+    b.normal(m, k)
+    codes = b.rng.integers(0, 1 << bits, (k, n))
+    b.operand(pack_codes(codes, bits), Storage.I8)
+    count = -(-k // size)
+    b.operand(pack_panels(b.rng.uniform(0.01, 0.1, (count, n))))
+    if zeros:
+        b.operand(pack_panels(b.rng.integers(0, 1 << bits, (count, n)).astype(np.float64)))
+    bias = b.normal(n)
+    return b.case(
+        Matmul, m * n, batch=(), m=dm, n=n, k=k, a=View((k, 1)), b=None, out=View((n, 1)),
+        final=sc.acc() + sc.load(bias, sc.axis(1)), blocks=Blocks(bits, size, zeros),
     )  # fmt: skip
 
 
@@ -339,6 +361,9 @@ def one_of_each() -> Iterator[tuple[str, Case]]:
     yield "matmul-long", matmul_case(32, 32, 1024)
     yield "matmul-one", matmul_case(1, 40, 100)
     yield "matmul-dynamic", matmul_case(17, 40, 36, dynamic=True)
+    yield "blocks", blocks_case(20, 40, 96)
+    yield "blocks-one", blocks_case(1, 40, 96, zeros=True)
+    yield "blocks-bytes", blocks_case(3, 21, 70, 8, 16, zeros=True, dynamic=True)
     yield "batched", batched_case((2, 3), 16, 20, 24, False, False)
     yield "batched-at", batched_case((2,), 9, 20, 7, True, False, dynamic=True)
     yield "batched-bt", batched_case((2,), 9, 20, 8, False, True)

@@ -16,6 +16,7 @@ from pywebgpu.compile import Compiled, compile_model
 from pywebgpu.errors import DeviceError, InputError
 from pywebgpu.export import export
 from pywebgpu.lower import Int8
+from pywebgpu.lower.int4 import Int4
 from pywebgpu.session import InferenceSession
 from tests.executors_seen import record_executor
 from tests.models import zoo
@@ -128,6 +129,25 @@ def test_the_report_says_what_it_cost(tmp_path: Path) -> None:
     assert kept is not None
     assert kept.kept == (worst,)
     assert worst not in {t.name for t in kept.tensors}
+
+
+@pytest.mark.parametrize("provider", ["wasm", "webgpu"])
+def test_four_bits(provider: str) -> None:
+    """Weight-only: an eighth of the bytes and scales, activations untouched."""
+    exact, coded = (compile_model(_model("bert-tiny"), int8=i) for i in (None, Int4()))
+    assert any(getattr(spec, "blocks", None) for spec in coded.plan.kernels)
+    feeds = zoo.random_feeds("bert-tiny")
+    assert cosines(_run(coded, feeds, provider).ravel(), _run(exact, feeds).ravel()).min() >= 0.98
+
+
+def test_four_bits_report(tmp_path: Path) -> None:
+    for dtype in ("f32", "f16"):
+        made = export(_model("bert-tiny"), tmp_path / dtype, quantize="int4", dtype=dtype)
+        report = made.accuracy
+        assert report is not None
+        assert report.quantize == "int4"
+        assert report.weight_bytes_after < report.weight_bytes_before
+        assert all(0 < t.error < 0.12 for t in report.tensors)
 
 
 @pytest.mark.parametrize(

@@ -475,7 +475,17 @@ def test_matmul_n_bits(bits: int, zeros: bool) -> None:
         "MatMulNBits", x, packed, scales, *extra,
         domain=CONTRIB, K=k, N=n, bits=bits, block_size=block,
     )  # fmt: skip
-    assert ops(optimised(b.model(y), x=floats(3, k))) == ["MatMul"]
+    assert ops(optimised(b.model(y), x=floats(3, k))) == ["MatMulNBits"]
+
+
+def test_matmul_of_two_bits() -> None:
+    """No kernel has them: the weights are unpacked."""
+    b = Builder()
+    x = b.input("x", ["m", 32])
+    packed = RNG.integers(0, 256, (6, 2, 4)).astype(np.uint8)
+    scales = np.abs(floats(6, 2))
+    y = b("MatMulNBits", x, packed, scales, domain=CONTRIB, K=32, N=6, bits=2, block_size=16)
+    assert ops(optimise(load(b.model(y)))) == ["MatMul"]
 
 
 @pytest.mark.parametrize("biased", [True, False])

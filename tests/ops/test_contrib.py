@@ -105,3 +105,25 @@ def test_transpose_matmul() -> None:
     model = model_of("TransposeMatMul", inputs, [("y", np.float32)], domain=DOMAIN, transB=1)
     feeds = feeds_of(model, inputs)
     agree(model, feeds, by_onnxruntime(model, feeds))
+
+
+@few
+@given(SEEDS, st.sampled_from([4, 8]), st.sampled_from([16, 32, 64]), st.booleans(), st.booleans())
+def test_matmul_n_bits(seed: int, bits: int, size: int, zeros: bool, bias: bool) -> None:
+    rng = np.random.default_rng(seed)
+    m, n, k = (int(rng.integers(1, most)) for most in (9, 40, 150))
+    blocks = -(-k // size)
+    inputs: Inputs = {
+        "x": _floats(rng, m, k),
+        "codes": rng.integers(0, 256, (n, blocks, size * bits // 8), np.uint8),
+        "scales": rng.uniform(0.01, 0.1, n * blocks).astype(np.float32),
+        "zeros": rng.integers(0, 256, n * -(-blocks * bits // 8), np.uint8) if zeros else None,
+        "groups": None,
+        "bias": _floats(rng, n) if bias else None,
+    }
+    attrs = _settings(K=k, N=n, bits=bits, block_size=size)
+    fixed = [name for name in inputs if name != "x"]
+    outputs = [("y", np.float32)]
+    model = model_of("MatMulNBits", inputs, outputs, fixed, domain=DOMAIN, **attrs)
+    feeds = feeds_of(model, inputs)
+    agree(model, feeds, by_onnxruntime(model, feeds))
