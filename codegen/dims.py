@@ -220,6 +220,32 @@ def substitute(dim: Dim, values: Mapping[str, Dim]) -> Dim:
     return replace_atoms(dim, new)
 
 
+def bound(dim: Dim, most: Mapping[str, Dim]) -> Dim:
+    """An upper bound of `dim`, free of the symbols in `most`, which lie between 0 and theirs.
+
+    What is subtracted counts as 0, so that the bound may be larger than need be.
+    """
+    if isinstance(dim, int) or not any(name in most for name in symbols(dim)):
+        return dim
+    total: Dim = 0
+    for monomial, coefficient in dim.terms:
+        varies = any(a in most for atom in monomial for a in symbols(atom_dim(atom)))
+        if coefficient > 0 or not varies:
+            total = total + product(_bound_atom(a, most) for a in monomial) * coefficient
+    return total
+
+
+def _bound_atom(atom: Atom, most: Mapping[str, Dim]) -> Dim:
+    if isinstance(atom, str):
+        return bound(most[atom], most) if atom in most else symbol(atom)
+    if atom.op == "%":  # below the divisor, and not above what is divided
+        return dim_min(*(bound(a, most) for a in atom.args))
+    if atom.op == "//":
+        varies = any(name in most for name in symbols(atom.args[1]))
+        return floordiv(bound(atom.args[0], most), 1 if varies else atom.args[1])
+    return _apply(atom.op, [bound(a, most) for a in atom.args])
+
+
 def _apply(op: str, args: list[Dim]) -> Dim:
     if op == "//":
         return floordiv(*args)

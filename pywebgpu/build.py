@@ -12,6 +12,7 @@ from typing import Any
 from .codegen import wasm, wgsl
 from .codegen.caps import WGSL_VARIANTS, WasmCaps
 from .codegen.dims import Dim, dim_max
+from .codegen.program import looked_at
 from .codegen.spec import KernelSpec, family
 from .codegen.wasm.abi import weights_base
 from .codegen.wasm.asm import Target
@@ -116,6 +117,7 @@ def wasm_code(
         Call(s.kernel, tuple(place(b) for b in s.operands), place(s.output), s.args)
         for s in plan.steps
     ]
+    places = {number: place(number) for number in looked_at(plan.program)}
     modules: dict[str, bytes] = {}
     scratch: list[Dim] = []
     params: tuple[Param, ...] = ()
@@ -130,7 +132,8 @@ def wasm_code(
             (spec, _choose(wasm.space(spec, caps), spec, target, "WebAssembly", winners))
             for spec in plan.kernels
         ]
-        made = assemble(chosen, calls, Target(relaxed=caps.relaxed, threads=caps.threads))
+        wanted = Target(relaxed=caps.relaxed, threads=caps.threads)
+        made = assemble(chosen, calls, wanted, plan.program, places)
         modules[name] = made.binary
         params, base = made.params, made.weights_base
         scratch.append(made.scratch_per_thread)

@@ -71,7 +71,7 @@ def compile_model(
     lowering = lower(graph, int8)
     if half:
         halve(lowering)
-    memory = plan_memory(lowering.buffers, lowering.steps)
+    memory = plan_memory(lowering.buffers, lowering.steps, lowering.program, graph.counted)
     return Compiled(make_plan(graph, lowering, memory), lowering, memory)
 
 
@@ -101,6 +101,7 @@ def make_plan(graph: Graph, lowering: Lowering, memory: Memory) -> Plan:
         steps=steps,
         weight_bytes=weight_bytes,
         checks=_checks(graph),
+        program=tuple(lowering.program) if lowering.controlled else (),
     )
 
 

@@ -121,6 +121,8 @@ class Graph:
     values: dict[str, tuple[Dim, ...]] = field(default_factory=dict)
     equal: dict[Atom, Dim] = field(default_factory=dict)
     checks: list[SizeCheck] = field(default_factory=list)
+    counted: dict[str, Dim] = field(default_factory=dict)
+    """Sizes that only a run finds out, and the most they can be. Bodies share their graph's."""
     _counter: int = 0
 
     def fresh(self, stem: str) -> str:

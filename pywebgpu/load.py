@@ -413,7 +413,8 @@ def _graph(proto: GraphProto, opsets: dict[str, int], where: str, outer: Graph |
         if value.name in graph.inputs:
             raise ModelError("two inputs have one name", where=at)
         graph.inputs.append(value.name)
-        if outer is None or value.type.HasField("tensor_type"):
+        # What a body is given is typed where it is known: at its node.
+        if outer is None or value.type.tensor_type.HasField("shape"):
             graph.types[value.name] = _type(value.name, value.type, at)
     nodes = [_node(n, i, opsets, f"{where}", graph) for i, n in enumerate(proto.node)]
     _unique(nodes, graph, where)

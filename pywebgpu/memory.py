@@ -7,10 +7,11 @@ a slot is as large as the largest of its buffers at run time, whichever that tur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .codegen.dims import Dim, align, dim_max, evaluate, symbols
+from .codegen.dims import Dim, align, bound, dim_max, evaluate, symbols
+from .codegen.program import Item, Loop, bodies, span
 from .lower.values import BufferInfo, Emitted
 
 NOMINAL = 64
@@ -33,9 +34,12 @@ class Memory:
         return sum(evaluate(size, values) for size in self.slots)
 
 
-def buffer_bytes(buffer: BufferInfo) -> Dim:
-    """At least one vector: a device cannot bind nothing, even where a tensor is empty."""
-    size = buffer.elements * buffer.storage.bytes
+def buffer_bytes(buffer: BufferInfo, most: Mapping[str, Dim] | None = None) -> Dim:
+    """At least one vector: a device cannot bind nothing, even where a tensor is empty.
+
+    most: bounds of the sizes that only a run finds out.
+    """
+    size = bound(buffer.elements, most or {}) * buffer.storage.bytes
     return dim_max(align(size, GRAIN), GRAIN)
 
 
@@ -43,7 +47,29 @@ def _nominal(size: Dim) -> int:
     return evaluate(size, dict.fromkeys(symbols(size), NOMINAL))
 
 
-def plan_memory(buffers: Sequence[BufferInfo], steps: Sequence[Emitted]) -> Memory:
+def _stay_in_loops(items: Sequence[Item], first: dict[int, int], last: dict[int, int]) -> None:
+    """What comes into a loop is needed until its end, and what leaves it is there from its
+    beginning: a turn must not find it overwritten by the turn before."""
+    for item in items:
+        for body in bodies(item):
+            _stay_in_loops(body, first, last)
+        covered = span([item]) if isinstance(item, Loop) else None
+        if covered is None:
+            continue
+        start, end = covered
+        for buffer in first:
+            if first[buffer] < start <= last[buffer] < end:
+                last[buffer] = end - 1
+            elif start <= first[buffer] < end <= last[buffer]:
+                first[buffer] = start
+
+
+def plan_memory(
+    buffers: Sequence[BufferInfo],
+    steps: Sequence[Emitted],
+    program: Sequence[Item] = (),
+    most: Mapping[str, Dim] | None = None,
+) -> Memory:
     """Slots for everything that is not a weight; ports keep theirs for themselves."""
     first: dict[int, int] = {}
     last: dict[int, int] = {}
@@ -51,7 +77,11 @@ def plan_memory(buffers: Sequence[BufferInfo], steps: Sequence[Emitted]) -> Memo
         for buffer in (step.output, *step.operands):
             first.setdefault(buffer, time)
             last[buffer] = time
-    sizes = tuple(buffer_bytes(b) for b in buffers)
+    _stay_in_loops(program, first, last)
+    beginning: dict[int, list[int]] = {}
+    for buffer, time in first.items():
+        beginning.setdefault(time, []).append(buffer)
+    sizes = tuple(buffer_bytes(b, most) for b in buffers)
     slot_of = [-1] * len(buffers)
     contents: list[list[Dim]] = []
 
@@ -68,9 +98,10 @@ def plan_memory(buffers: Sequence[BufferInfo], steps: Sequence[Emitted]) -> Memo
     for number, time in last.items():
         if not buffers[number].port and buffers[number].weight is None:
             ending.setdefault(time, []).append(number)
-    for time, step in enumerate(steps):
-        number = step.output
-        if slot_of[number] < 0 and first[number] == time:
+    for time in range(len(steps)):
+        for number in beginning.get(time, []):
+            if slot_of[number] >= 0 or buffers[number].weight is not None:
+                continue
             slot = _best_fit(free, contents, sizes[number])
             if slot is None:
                 new_slot(number)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .codegen.dims import Dim
+from .codegen.program import Program, Read, reads
 from .codegen.spec import KernelSpec, Storage
 from .graph import DType, Shape, SizeCheck
 
@@ -85,3 +86,10 @@ class Plan:
     weight_bytes: int
     checks: tuple[SizeCheck, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
+    program: Program = ()
+    """In which order the steps are played, where data decide it; empty: in theirs."""
+
+    @property
+    def counted(self) -> tuple[Read, ...]:
+        """The sizes that only a run finds out. Buffers have room for the most they can be."""
+        return tuple(reads(self.program))

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from pywebgpu.codegen.dims import evaluate as dim
+from pywebgpu.codegen.program import Branch, Program, Range, Read
 from pywebgpu.codegen.spec import Storage
 from pywebgpu.compile import Compiled
 from pywebgpu.executors.base import check_feeds
-from pywebgpu.plan import SlotBuffer, WeightBuffer
+from pywebgpu.plan import SlotBuffer, Step, WeightBuffer
 from tests import reference
 
 Array = np.ndarray[Any, Any]
@@ -44,7 +45,8 @@ def play(compiled: Compiled, feeds: Mapping[str, Any]) -> dict[str, Array]:
     for port in plan.inputs:
         flat = arrays[port.name].ravel()
         memory(port.buffer, port.storage)[: flat.size] = flat
-    for step in plan.steps:
+
+    def perform(step: Step) -> None:
         spec = plan.kernels[step.kernel]
         output = plan.buffers[step.output]
         assert isinstance(output, SlotBuffer)
@@ -60,6 +62,31 @@ def play(compiled: Compiled, feeds: Mapping[str, Any]) -> dict[str, Array]:
         except Exception as error:
             raise AssertionError(f"{step.label}: {error}\n{spec}") from error
         target[written] = result[written].astype(target.dtype)
+
+    def element(number: int) -> int:
+        return int(memory(number, Storage.I32)[0])
+
+    def follow(program: Program) -> None:
+        for item in program:
+            if isinstance(item, Range):
+                for step in plan.steps[item.first : item.end]:
+                    perform(step)
+            elif isinstance(item, Read):
+                symbols[item.symbol] = element(item.buffer)
+                assert 0 <= symbols[item.symbol] <= dim(item.most, symbols), item.where
+            elif isinstance(item, Branch):
+                follow(item.then if element(item.condition) else item.otherwise)
+            else:
+                trips = dim(item.trips, symbols)
+                for turn in range(trips + 1):
+                    if item.going is not None and not element(item.going):
+                        break
+                    if turn == trips:
+                        assert not item.limited, item.where
+                        break
+                    follow(item.body)
+
+    follow(plan.program or (Range(0, len(plan.steps)),))
     outputs = {}
     for port in plan.outputs:
         shape = [dim(d, symbols) for d in port.shape]

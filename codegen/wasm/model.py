@@ -7,13 +7,14 @@ step that depends on one in flight, so that an inference is one call from the ho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..dims import Dim, align, dim_max, substitute
+from ..dims import Atom, Dim, Expr, align, bound, dim_max, substitute, symbol, symbols
+from ..program import Branch, Item, Loop, Range, Read, reads, walk
 from ..spec import KernelSpec
 from . import Knobs, abi, emit
-from .asm import I32, Function, Module, Target
+from .asm import I32, Function, IntLike, Local, Module, Target
 from .kernel import WasmKernel
 
 
@@ -78,39 +79,205 @@ thousand the wake-ups cost more than the waiting."""
 
 
 def assemble(
-    kernels: Sequence[tuple[KernelSpec, Knobs]], calls: Sequence[Call], target: Target
+    kernels: Sequence[tuple[KernelSpec, Knobs]],
+    calls: Sequence[Call],
+    target: Target,
+    program: Sequence[Item] = (),
+    places: Mapping[int, Operand] | None = None,
 ) -> ModelModule:
-    """The module that plays `calls`. Equal arguments give equal bytes."""
+    """The module that plays `calls`. Equal arguments give equal bytes.
+
+    program: in which order, if not in theirs; `places` are the buffers that it looks at.
+    """
     module = Module(target)
     run = module.function("run", [I32, I32])
     made = [emit(module, spec, knobs) for spec, knobs in kernels]
-    params = _params(calls)
-    number = {param: i for i, param in enumerate(params)}
+    most = {read.symbol: read.most for read in reads(program)}
+    params = _params(calls, program, places or {}, most)
     base = abi.weights_base(len(params))
     barrier = add_barrier(module) if target.threads else None
-
-    thread, threads = run.params
-    hazards = _Hazards()
-    for call in calls:
-        waits = hazards.step(call, made[call.kernel])
-        if waits and barrier is not None:
-            run.push(threads)
-            run.call(barrier)
-        run.push(thread, threads)
-        for operand in (*call.operands, call.output):
-            _push_operand(run, operand, base, number)
-        _push_param(run, number[Scratch()])
-        for dim in call.args:
-            if isinstance(dim, int):
-                run.push(dim)
-            else:
-                _push_param(run, number[Size(dim)])
-        run.call(module.functions[made[call.kernel].function])
+    player = _Player(run, made, calls, params, base, barrier, program, places or {})
+    player.play(program or (Range(0, len(calls)),))
     module.export("run", run)
 
-    scratch = [_scratch(made[c.kernel], c.args) for c in calls]
-    most = dim_max(0, *scratch)
-    return ModelModule(module.encode(), target, params, base, align(most, abi.SLOT_ALIGN))
+    scratch = [bound(_scratch(made[c.kernel], c.args), most) for c in calls]
+    largest = dim_max(0, *scratch)
+    return ModelModule(module.encode(), target, params, base, align(largest, abi.SLOT_ALIGN))
+
+
+class _Player:
+    """Writes `run`: the program over the calls. All threads take the same way through it, since
+    each looks at the deciding number after a barrier, and it is not changed before the next."""
+
+    def __init__(
+        self,
+        run: Function,
+        made: Sequence[WasmKernel],
+        calls: Sequence[Call],
+        params: Sequence[Param],
+        base: int,
+        barrier: Function | None,
+        program: Sequence[Item],
+        places: Mapping[int, Operand],
+    ) -> None:
+        self.run, self.made, self.calls, self.base = run, made, calls, base
+        self.number = {param: i for i, param in enumerate(params)}
+        self.barrier, self.places = barrier, places
+        self.faults = {id(item): i for i, item in enumerate(walk(program), 1)}
+        self.sizes: dict[str, Local] = {}
+        self.hazards = _Hazards()
+
+    def play(self, program: Sequence[Item]) -> None:
+        for item in program:
+            if isinstance(item, Range):
+                for call in self.calls[item.first : item.end]:
+                    self._call(call)
+            elif isinstance(item, Read):
+                self._read(item)
+            elif isinstance(item, Loop):
+                self._loop(item)
+            else:
+                self._branch(item)
+
+    def _wait(self) -> None:
+        """All threads have done what lies before."""
+        self.hazards.forget()
+        if self.barrier is not None:
+            self.run.push(self.run.params[1])
+            self.run.call(self.barrier)
+
+    def _call(self, call: Call) -> None:
+        run, kernel = self.run, self.made[call.kernel]
+        if self.hazards.step(call, kernel) and self.barrier is not None:
+            run.push(run.params[1])
+            run.call(self.barrier)
+        with run.scope():
+            sizes = [self._size(dim) for dim in call.args]
+            run.push(*run.params)
+            for operand in (*call.operands, call.output):
+                _push_operand(run, operand, self.base, self.number)
+            _push_param(run, self.number[Scratch()])
+            run.push(*sizes)
+        run.call(run.module.functions[kernel.function])
+
+    def _look(self, buffer: int) -> Local:
+        """The element of a buffer, after a barrier."""
+        self._wait()
+        place = self.places[buffer]
+        self.hazards.read.add(place)
+        found = self.run.local(I32)
+        _push_operand(self.run, place, self.base, self.number)
+        self.run.i32_load()
+        self.run.set(found)
+        return found
+
+    def _read(self, item: Read) -> None:
+        run = self.run
+        found = self._look(item.buffer)
+        # As unsigned numbers, so that negative ones are too large.
+        run.push(found, self._size(item.most))
+        run.i32_gt_u()
+        with run.if_():
+            self._fail(item)
+        self.sizes[item.symbol] = found
+
+    def _fail(self, item: Item) -> None:
+        self.run.push(0, self.faults[id(item)])
+        self.run.i32_store(abi.FAULT)
+        self.run.return_()
+
+    def _loop(self, item: Loop) -> None:
+        run = self.run
+        turn, trips = run.local(I32), run.local(I32)
+        run.assign(turn, 0)
+        run.assign(trips, self._size(item.trips))
+        with run.block() as done, run.loop() as again:
+            if item.going is None:
+                self._wait()
+            else:
+                run.push(self._look(item.going))
+                run.i32_eqz()
+                run.br_if(done)
+            run.push(turn, trips)
+            run.i32_ge_s()
+            if item.limited:
+                with run.if_():
+                    self._fail(item)
+            else:
+                run.br_if(done)
+            self.play(item.body)
+            run.assign(turn, turn + 1)
+            run.br(again)
+        self._wait()
+
+    def _branch(self, item: Branch) -> None:
+        run = self.run
+        run.push(self._look(item.condition))
+        with run.if_():
+            self.play(item.then)
+            run.else_()
+            # Begins where the other one began.
+            self.hazards.forget()
+            self.hazards.read.add(self.places[item.condition])
+            self.play(item.otherwise)
+        self._wait()
+
+    def _size(self, dim: Dim) -> IntLike:
+        """A size: a constant, a parameter, or computed from what has been read."""
+        if isinstance(dim, int):
+            return dim
+        if any(name in self.sizes for name in symbols(dim)):
+            return self._computed(dim)
+        result = self.run.local(I32)
+        _push_param(self.run, self.number[Size(dim)])
+        self.run.set(result)
+        return result
+
+    def _computed(self, dim: Dim) -> Local:
+        run = self.run
+        total = run.local(I32)
+        if not isinstance(dim, Expr):
+            run.assign(total, dim)
+            return total
+        run.assign(total, 0)
+        for monomial, coefficient in dim.terms:
+            atoms = [self._atom(atom) for atom in monomial]
+            run.push(total, coefficient)
+            for atom in atoms:
+                run.push(atom)
+                run.i32_mul()
+            run.i32_add()
+            run.set(total)
+        return total
+
+    def _atom(self, atom: Atom) -> Local:
+        run = self.run
+        if isinstance(atom, str):
+            return self.sizes[atom] if atom in self.sizes else self._parameter(atom)
+        result, *others = [self._computed(arg) for arg in atom.args]
+        for other in others:
+            if atom.op in ("min", "max"):
+                run.push(result, other, result, other)
+                (run.i32_lt_s if atom.op == "min" else run.i32_gt_s)()
+                run.select()
+            else:
+                # Sizes are not negative; x // 0 and x % 0 are 0.
+                safe = run.local(I32)
+                run.push(other, 1, other)
+                run.select()
+                run.set(safe)
+                run.push(result, safe)
+                (run.i32_div_s if atom.op == "//" else run.i32_rem_s)()
+                run.push(0, other)
+                run.select()
+            run.set(result)
+        return result
+
+    def _parameter(self, name: str) -> Local:
+        result = self.run.local(I32)
+        _push_param(self.run, self.number[Size(symbol(name))])
+        self.run.set(result)
+        return result
 
 
 def assemble_kernel(spec: KernelSpec, knobs: Knobs, target: Target) -> tuple[bytes, Dim]:
@@ -129,9 +296,10 @@ class _Hazards:
     write what is being read or written. The rest overlap with their predecessors."""
 
     def __init__(self) -> None:
-        self._forget()
+        self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """There has been a barrier."""
         self.read: set[Operand] = set()
         self.written: set[Operand] = set()
         self.scratch: set[Dim] = set()
@@ -148,23 +316,44 @@ class _Hazards:
             or bool(scratch and self.scratch and scratch != self.scratch)
         )
         if waits:
-            self._forget()
+            self.forget()
         self.read.update(call.operands)
         self.written.add(call.output)
         self.scratch |= scratch
         return waits
 
 
-def _params(calls: Sequence[Call]) -> tuple[Param, ...]:
-    """Every pointer and size that is not a constant, once, in order of first use."""
+def _params(
+    calls: Sequence[Call],
+    program: Sequence[Item],
+    places: Mapping[int, Operand],
+    counted: Mapping[str, Dim],
+) -> tuple[Param, ...]:
+    """Every pointer and size that is not a constant, once, in order of first use. Of sizes that
+    only a run finds out, the symbols that they are computed from."""
     found: dict[Param, None] = {Scratch(): None}
+
+    def size(dim: Dim) -> None:
+        names = symbols(dim)
+        if any(name in counted for name in names):
+            found.update((Size(symbol(n)), None) for n in names if n not in counted)
+        elif not isinstance(dim, int):
+            found[Size(dim)] = None
+
     for call in calls:
         for operand in (*call.operands, call.output):
             if isinstance(operand, Slot):
                 found[operand] = None
         for dim in call.args:
-            if not isinstance(dim, int):
-                found[Size(dim)] = None
+            size(dim)
+    for place in places.values():
+        if isinstance(place, Slot):
+            found[place] = None
+    for item in walk(program):
+        if isinstance(item, Read):
+            size(item.most)
+        elif isinstance(item, Loop):
+            size(item.trips)
     return tuple(found)
 
 

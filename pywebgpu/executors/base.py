@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..codegen.dims import Dim, Expr, dim_str, evaluate
+from ..codegen.program import Loop, Read
 from ..codegen.spec import Storage
 from ..errors import InputError
 from ..graph import DType
@@ -259,6 +260,35 @@ def port_bytes(port: Port, symbols: Mapping[str, int]) -> int:
     for dim in port.shape:
         count *= evaluate(dim, symbols)
     return count
+
+
+def count(item: Read, found: int, symbols: dict[str, int]) -> None:
+    """Bind a size that the run has found out.
+
+    Raises:
+        InputError: it is more than there is room for.
+    """
+    most = evaluate(item.most, symbols)
+    if not 0 <= found <= most:
+        raise InputError(
+            "the data ask for more than there is room for",
+            where=item.where,
+            got=found,
+            expected=f"0 to {most}",
+            remedy="Feed other values, or change the model's limits",
+        )
+    symbols[item.symbol] = found
+
+
+def endless(item: Loop, symbols: Mapping[str, int]) -> InputError:
+    """A loop whose condition has stayed true for too long."""
+    return InputError(
+        "the loop does not end",
+        where=item.where,
+        got=f"{evaluate(item.trips, symbols)} turns",
+        expected="a condition that becomes false before",
+        remedy="Feed other values, or give the Loop a number of trips",
+    )
 
 
 def slot_bytes(plan: Plan, symbols: Mapping[str, int]) -> list[int]:

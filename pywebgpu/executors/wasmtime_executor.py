@@ -22,6 +22,7 @@ import wasmtime
 from wasmtime import _ffi as ffi
 
 from ..codegen.dims import Dim, evaluate
+from ..codegen.program import Loop, Read, walk
 from ..codegen.wasm import abi
 from ..codegen.wasm.asm import MAX_PAGES
 from ..codegen.wasm.model import ModelModule, Scratch, Size, Slot
@@ -113,8 +114,28 @@ class WasmtimeExecutor:
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         wanted = base.wanted_outputs(self.plan, outputs)
         symbols = self._prepare(feeds)
-        self._team.call("run")
+        self._play()
+        self._count(symbols)
         return {port.name: self._read(port, symbols) for port in wanted}
+
+    def _play(self) -> None:
+        self._memory.data[abi.FAULT : abi.FAULT + 4] = 0
+        self._team.call("run")
+
+    def _count(self, symbols: dict[str, int]) -> None:
+        """The sizes that the run has found out; raises what it has found wrong."""
+        if not self.plan.program:
+            return
+        assert self._current is not None
+        fault = int(self._memory.data[abi.FAULT : abi.FAULT + 4].view(np.int32)[0])
+        for number, item in enumerate(walk(self.plan.program), 1):
+            if isinstance(item, Loop) and number == fault:
+                raise base.endless(item, symbols)
+            # Those inside a body say nothing of outputs, and may not have been reached.
+            if isinstance(item, Read) and (item in self.plan.program or number == fault):
+                at = self._address(self._current, item.buffer)
+                found = int(self._memory.data[at : at + 4].view(np.int32)[0])
+                base.count(item, found, symbols)
 
     def time_runs(self, feeds: Feeds, repeats: int = 10) -> list[float]:
         """Seconds of each of several runs, without moving feeds and outputs."""
@@ -213,7 +234,8 @@ class WasmtimeExecutor:
         return layout.slots[buffer.slot]
 
     def _read(self, port: Port, symbols: dict[str, int]) -> Array:
-        at = self._address(self._layout(symbols), port.buffer)
+        assert self._current is not None
+        at = self._address(self._current, port.buffer)
         size = base.port_bytes(port, symbols)
         return base.from_storage(port, self._memory.data[at : at + size], symbols)
 

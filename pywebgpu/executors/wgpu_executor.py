@@ -18,6 +18,8 @@ import numpy as np
 
 from ..codegen.caps import WgslCaps
 from ..codegen.dims import evaluate
+from ..codegen.dims import symbols as names_in
+from ..codegen.program import Branch, Loop, Program, Range, Read, walk
 from ..codegen.wgsl.kernel import Role, WgslKernel
 from ..errors import DeviceError
 from ..plan import Plan, Port, SlotBuffer, WeightBuffer
@@ -27,6 +29,9 @@ from .wgpu_device import Dispatch, Gpu, uniform_stride
 
 _FRAMES = 16
 """Sets of sizes whose bind groups are kept."""
+
+_BATCH = 4096
+"""Dispatches that are submitted together where a program has many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,10 @@ class WgpuExecutor:
         self._slots: list[Any] = [None] * len(plan.slots)
         self._scratch: list[Any] = []
         self._frames: OrderedDict[tuple[int, ...], _Frame] = OrderedDict()
+        self._program: Program = plan.program or (Range(0, len(plan.steps)),)
+        self._kept = _FRAMES * sum(isinstance(item, Range) for item in walk(self._program))
+        self._names: dict[Range, tuple[str, ...]] = {}
+        self._sizes: dict[str, int] = {}
         if warmup:
             self._warm_up()
 
@@ -85,24 +94,64 @@ class WgpuExecutor:
         """The named outputs (all by default), in that order. See `base.Executor.run`."""
         wanted = base.wanted_outputs(self.plan, outputs)
         arrays, symbols = base.check_feeds(self.plan, feeds)
-        frame = self._frame(symbols)
+        self._make_room(symbols)
         if self.poison:
             for slot in self._slots:
                 self.gpu.poison(slot)
         for port in self.plan.inputs:
             self._write(port, arrays[port.name])
+        waiting: list[Dispatch] = []
+        self._play(self._program, symbols, waiting)
         parts = [(self._buffer(p.buffer), base.port_bytes(p, symbols)) for p in wanted]
-        raw = self.gpu.run(frame.dispatches, parts)
+        raw = self.gpu.run(waiting, parts)
+        self._sizes = symbols
         return {
             port.name: base.from_storage(port, np.frombuffer(data, np.uint8), symbols)
             for port, data in zip(wanted, raw, strict=True)
         }
 
+    def _play(self, program: Program, symbols: dict[str, int], waiting: list[Dispatch]) -> None:
+        """Queue the program's dispatches on `waiting`; they are submitted when the host has to
+        look at a number. `symbols` gets the sizes that turn up."""
+        for item in program:
+            if isinstance(item, Range):
+                waiting += self._dispatches(item, symbols, waiting)
+                if len(waiting) > _BATCH:
+                    self._submit(waiting)
+            elif isinstance(item, Read):
+                base.count(item, self._look(item.buffer, waiting), symbols)
+            elif isinstance(item, Branch):
+                chosen = item.then if self._look(item.condition, waiting) else item.otherwise
+                self._play(chosen, symbols, waiting)
+            else:
+                self._loop(item, symbols, waiting)
+
+    def _loop(self, item: Loop, symbols: dict[str, int], waiting: list[Dispatch]) -> None:
+        trips = evaluate(item.trips, symbols)
+        for _ in range(trips):
+            if item.going is not None and not self._look(item.going, waiting):
+                return
+            self._play(item.body, symbols, waiting)
+        if item.limited and item.going is not None and self._look(item.going, waiting):
+            raise base.endless(item, symbols)
+        if item.limited and item.going is None:
+            raise base.endless(item, symbols)
+
+    def _look(self, buffer: int, waiting: list[Dispatch]) -> int:
+        """The element of a buffer, once everything before has been done."""
+        (data,) = self.gpu.run(waiting, [(self._buffer(buffer), 4)])
+        waiting.clear()
+        return int.from_bytes(data, "little", signed=True)
+
+    def _submit(self, waiting: list[Dispatch]) -> None:
+        if waiting:
+            self.gpu.submit(waiting)
+            waiting.clear()
+
     def time_steps(self, feeds: Feeds, repeats: int = 10) -> list[float]:
         """Seconds that each step takes on the device with these feeds: what a tuner looks at."""
         self.run(feeds)
-        _, symbols = base.check_feeds(self.plan, feeds)
-        frame = self._frame(symbols)
+        frame = self._frame(Range(0, len(self.plan.steps)), self._sizes)
         seconds = [0.0] * len(self.plan.steps)
         for step in dict.fromkeys(frame.steps):
             own = [d for d, s in zip(frame.dispatches, frame.steps, strict=True) if s == step]
@@ -158,44 +207,65 @@ class WgpuExecutor:
 
     def _warm_up(self) -> None:
         """Every dispatch once, with each symbol at 1, where that makes sense of all sizes."""
-        symbols = dict.fromkeys(self.plan.symbols, 1)
+        symbols = dict.fromkeys([*self.plan.symbols, *(r.symbol for r in self.plan.counted)], 1)
         sizes = [*base.slot_bytes(self.plan, symbols), *itertools.chain(*self._calls(symbols))]
         if min(sizes, default=0) < 0:
             return
-        frame = self._frame(symbols)
+        self._make_room(symbols)
+        frame = self._frame(Range(0, len(self.plan.steps)), symbols)
         if all(min(d.grid) > 0 for d in frame.dispatches):
             self.gpu.run(frame.dispatches, ())
 
     # ---- what does -----------------------------------------------------------------------------
 
-    def _frame(self, symbols: dict[str, int]) -> _Frame:
-        key = tuple(symbols.get(name, 0) for name in self.plan.symbols)
+    def _dispatches(
+        self, part: Range, symbols: dict[str, int], waiting: list[Dispatch]
+    ) -> list[Dispatch]:
+        if self._key(part, symbols) not in self._frames:
+            self._submit(waiting)  # buffers may be replaced
+        return self._frame(part, symbols).dispatches
+
+    def _key(self, part: Range, symbols: dict[str, int]) -> tuple[int, ...]:
+        """The sizes that a part's kernels are given."""
+        names = self._names.get(part)
+        if names is None:
+            steps = self.plan.steps[part.first : part.end]
+            found = dict.fromkeys(n for step in steps for dim in step.args for n in names_in(dim))
+            names = self._names[part] = tuple(found)
+        return (part.first, part.end, *(symbols[name] for name in names))
+
+    def _frame(self, part: Range, symbols: dict[str, int]) -> _Frame:
+        key = self._key(part, symbols)
         frame = self._frames.get(key)
         if frame is None:
-            if self._grow(symbols):
+            if self._grow_scratch(part, symbols):
                 self._frames.clear()  # their bind groups hold buffers that are gone
-            frame = self._frames[key] = self._prepare(symbols)
-            if len(self._frames) > _FRAMES:
+            frame = self._frames[key] = self._prepare(part, symbols)
+            if len(self._frames) > self._kept:
                 self._frames.popitem(last=False)
         self._frames.move_to_end(key)
         return frame
 
-    def _calls(self, symbols: dict[str, int]) -> list[list[int]]:
-        return [[evaluate(d, symbols) for d in step.args] for step in self.plan.steps]
+    def _calls(self, symbols: dict[str, int], part: Range | None = None) -> list[list[int]]:
+        steps = self.plan.steps if part is None else self.plan.steps[part.first : part.end]
+        return [[evaluate(d, symbols) for d in step.args] for step in steps]
 
-    def _grow(self, symbols: dict[str, int]) -> bool:
-        """Make slots and scratch large enough; whether any buffer was replaced."""
-        sizes = base.slot_bytes(self.plan, symbols)
+    def _make_room(self, symbols: dict[str, int]) -> None:
+        """Slots for these sizes of the inputs."""
+        if self._grow_list(self._slots, base.slot_bytes(self.plan, symbols), "activations"):
+            self._frames.clear()
+
+    def _grow_scratch(self, part: Range, symbols: dict[str, int]) -> bool:
+        """Whether any buffer was replaced."""
         scratch: list[int] = []
-        for step, args in zip(self.plan.steps, self._calls(symbols), strict=True):
+        steps = self.plan.steps[part.first : part.end]
+        for step, args in zip(steps, self._calls(symbols, part), strict=True):
             names = {f"a{i}": value for i, value in enumerate(args)}
             for i, dim in enumerate(self.kernels[step.kernel].scratch):
                 scratch += [0] * (i + 1 - len(scratch))
                 scratch[i] = max(scratch[i], evaluate(dim, names))
         self._scratch += [None] * (len(scratch) - len(self._scratch))
-        # Both, always: `or` would stop at the first that grew.
-        return any([self._grow_list(self._slots, sizes, "activations"),
-                    self._grow_list(self._scratch, scratch, "scratch memory")])  # fmt: skip
+        return self._grow_list(self._scratch, scratch, "scratch memory")
 
     def _grow_list(self, buffers: list[Any], sizes: Sequence[int], what: str) -> bool:
         grown = False
@@ -207,15 +277,17 @@ class WgpuExecutor:
                 buffers[i], grown = new, True
         return grown
 
-    def _prepare(self, symbols: dict[str, int]) -> _Frame:
-        calls = self._calls(symbols)
+    def _prepare(self, part: Range, symbols: dict[str, int]) -> _Frame:
+        calls = self._calls(symbols, part)
         unique = list(dict.fromkeys(map(tuple, calls)))
         stride = uniform_stride(unique)
         uniform = self.gpu.uniforms(unique) if any(unique) else None
         offsets = {args: i * stride for i, args in enumerate(unique)}
         dispatches: list[Dispatch] = []
         steps: list[int] = []
-        for number, (step, args) in enumerate(zip(self.plan.steps, calls, strict=True)):
+        numbered = zip(range(part.first, part.end), calls, strict=True)
+        for number, args in numbered:
+            step = self.plan.steps[number]
             made = self.gpu.dispatches(
                 self.kernels[step.kernel],
                 [self._buffer(b) for b in step.operands],

@@ -38,14 +38,16 @@ class Problems:
     """Nodes that could not be typed because of an unsupported one before them."""
 
 
-def infer_node(graph: Graph, node: Node) -> None:
-    """Set the types (and known elements) of a node's outputs.
+def infer_node(
+    graph: Graph, node: Node, rewrite: Rewrite | None = None, version: int = 1 << 20
+) -> None:
+    """Set the types (and known elements) of a node's outputs; see `infer_graph` for the rest.
 
     Raises:
         ModelError: the node contradicts its inputs.
         UnsupportedError: the operator is not known, or its output's shape depends on data.
     """
-    site = Site(graph, node)
+    site = Site(graph, node, lambda body: infer_graph(body, None, rewrite, version))
     function = TABLE.get((node.domain, node.op), infer_with_onnx)
     for name in filter(None, node.outputs):
         graph.values.pop(name, None)
@@ -98,6 +100,8 @@ def infer_graph(
         try:
             new = rewrite(graph, node, since) if rewrite else None
             if new is None and node.op in _WITH_BODIES and not node.domain:
+                for body in subgraphs(node):
+                    _enter(graph, body)
                 new = (
                     _constant_if(graph, node)
                     if node.op == "If"
@@ -111,9 +115,7 @@ def infer_graph(
                 todo.extendleft((n, _NEWEST) for n in reversed(new))
                 changed = True
                 continue
-            for body in subgraphs(node):
-                _enter(graph, body)
-            infer_node(graph, node)
+            infer_node(graph, node, rewrite, since)
         except UnsupportedError as error:
             if problems is None:
                 raise
@@ -134,6 +136,7 @@ _WITH_BODIES = {"If", "Loop", "Scan"}
 def unbound_sizes(graph: Graph) -> list[tuple[Node, str]]:
     """Nodes that bring in sizes which no input has, with one of them: known once they have run."""
     bound = {s for name in graph.inputs for dim in graph.types[name].shape for s in symbols(dim)}
+    bound.update(graph.counted)
     found = []
     for node in graph.nodes:
         for name in filter(None, node.outputs):
@@ -146,12 +149,18 @@ def unbound_sizes(graph: Graph) -> list[tuple[Node, str]]:
     return found
 
 
+_NAMES = 10**6
+
+
 def _enter(graph: Graph, body: Graph) -> None:
-    """Let a body see the values around it."""
-    body.types = {**graph.types, **body.types}
-    body.constants = {**graph.constants, **body.constants}
-    body.values = {**graph.values, **body.values}
+    """Let a body see the values around it. ONNX forbids names that hide outer ones."""
+    if not body._counter:  # names that are made in a body are none of its surroundings'
+        body._counter = (graph._counter // _NAMES + 1) * _NAMES
+    body.types = {**body.types, **graph.types}
+    body.constants = {**body.constants, **graph.constants}
+    body.values = {**body.values, **graph.values}
     body.equal = graph.equal
+    body.checks, body.counted = graph.checks, graph.counted
 
 
 def _constant_node(graph: Graph, node: Node, outputs: set[str], done: list[Node]) -> None:

@@ -43,6 +43,14 @@ class Site:
 
     graph: Graph
     node: Node
+    infer_body: Callable[[Graph], object] = lambda body: None
+
+    def descend(self, body: Graph) -> None:
+        """Type a body; its inputs have their types. What it assumes of sizes holds outside too."""
+        self.infer_body(body)
+        for atom, new in body.equal.items():
+            if atom not in self.graph.equal:
+                assume(self.graph, atom, new)
 
     # Inputs
 

@@ -1,7 +1,7 @@
 """Loop and Scan with a known number of steps, written out: their bodies one after another.
 
-Short ones only. Every step's nodes become kernels of their own, so that a long loop would be a long
-program; such a node stays, and is refused like one whose number of steps depends on data.
+Short ones only: every step's nodes become kernels of their own. The others stay loops
+(`lower/control.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from ..graph import Graph, Node
 
-MOST_NODES = 2048
+MOST_NODES = 256
 """Of a loop that is written out: its steps times the nodes of its body."""
 
 Rename = Callable[[Node, dict[str, str]], Node]

@@ -10,6 +10,7 @@ from ..graph import Graph
 from . import (  # noqa: F401  (each registers its operators)
     attention,
     bits,
+    control,
     conv,
     elementwise,
     gather,

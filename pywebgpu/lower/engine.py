@@ -17,7 +17,7 @@ Layouts need no pass of their own: a buffer's axes lie in the order that its ker
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cmp_to_key
 from typing import Any
 
@@ -25,10 +25,12 @@ import numpy as np
 
 from ..codegen import scalar as sc
 from ..codegen.dims import Atom, Dim, atom_dim, product, replace_atoms, substitute, symbol
+from ..codegen.program import Item, Range
+from ..codegen.program import Read as ReadSize
 from ..codegen.scalar import Op, Scalar, Type
 from ..codegen.spec import KernelSpec, Map, Reduce, ReduceOp, Row, RowOp, Storage, View
 from ..errors import UnsupportedError
-from ..graph import DType, Graph, Node
+from ..graph import DType, Graph, Node, outer_names, subgraphs
 from ..packing import pack_panels
 from .cost import (
     CHEAP,
@@ -62,21 +64,25 @@ from .weights import Weights
 class Lowering:
     """State of one graph's lowering, and the vocabulary that the category files are written in."""
 
-    def __init__(self, graph: Graph, int8: Int8 | None = None) -> None:
+    def __init__(
+        self, graph: Graph, int8: Int8 | None = None, outer: Lowering | None = None
+    ) -> None:
+        """`outer`: what lowers the graph around this one, which is the body of a node there."""
         self.graph = graph
-        self.int8 = int8
+        self.int8: Int8 | None = outer.int8 if outer else int8
         self.values: dict[str, Value] = {}
-        self.buffers: list[BufferInfo] = []
-        self.steps: list[Emitted] = []
-        self.weights = Weights()
+        self.buffers: list[BufferInfo] = outer.buffers if outer else []
+        self.steps: list[Emitted] = outer.steps if outer else []
+        self.weights: Weights = outer.weights if outer else Weights()
+        self.program: list[Item] = []
         self.input_buffers: list[int] = []
         self.output_buffers: list[int] = []
-        self._weight_buffers: dict[int, int] = {}
-        self._arguments: list[Atom] = []
+        self._weight_buffers: dict[int, int] = outer._weight_buffers if outer else {}
+        self._arguments: list[Atom] = outer._arguments if outer else []
         self._outputs: dict[str, int] = {}
         self._remaining: dict[str, int] = {}
         for node in graph.nodes:
-            for name in {*node.inputs} - {""}:
+            for name in {*outer_names(node)}:
                 self._remaining[name] = self._remaining.get(name, 0) + 1
         for name in graph.outputs:
             self._remaining[name] = self._remaining.get(name, 0) + 1
@@ -113,6 +119,48 @@ class Lowering:
             self._lower(node)
         self._finish_outputs()
 
+    def run_body(self, given: Mapping[str, Value], targets: Sequence[int | None]) -> list[Value]:
+        """Lower a body: its inputs and what it reads from around it are `given`; its outputs are
+        written to `targets` where there is one. Returns the outputs."""
+        graph = self.graph
+        self.values.update(given)
+        produced = {out for node in graph.nodes for out in node.outputs}
+        for name, buffer in zip(graph.outputs, targets, strict=True):
+            fresh = name in produced and name not in graph.constants
+            if buffer is not None and fresh and graph.outputs.count(name) == 1:
+                self._outputs[name] = buffer
+        for node in graph.nodes:
+            self._lower(node)
+        results = []
+        for name, target in zip(graph.outputs, targets, strict=True):
+            value = self.value(name)
+            if target is not None and value.buffer != target:
+                self.copy_to(value, target)
+            results.append(value)
+        return results
+
+    def copy_to(self, value: Value, buffer: int) -> None:
+        """Write a value's elements in order."""
+        if value.open is not None:
+            self.materialise(value)
+        self._map(value, tuple(range(value.rank)), buffer)
+
+    @property
+    def controlled(self) -> bool:
+        """Whether there is more to the program than the steps in their order."""
+        return any(not isinstance(item, Range) for item in self.program)
+
+    def count(self, symbol: str, buffer: int, most: Dim) -> None:
+        """From here on, a size is what the (only) element of `buffer` says; most: over symbols."""
+        where = "" if self.node is None else self.node.where()
+        self.program.append(ReadSize(symbol, buffer, most, where))
+
+    def flag(self, value: Value) -> int:
+        """A buffer of its own for one number that the host will look at."""
+        buffer = self.new_buffer(Storage.I32, (), port=True)
+        self.copy_to(value, buffer)
+        return buffer
+
     def _lower(self, node: Node) -> None:
         self.node = node
         known = [n for n in node.outputs if n and n in self.graph.values]
@@ -121,7 +169,7 @@ class Lowering:
         else:
             made = LOWERINGS[node.domain, node.op](self, node)
             results = made if isinstance(made, list) else [made]
-        for name in {*node.inputs} - {""}:
+        for name in {*outer_names(node)}:
             self._remaining[name] -= 1
         for name, value in zip([n for n in node.outputs if n], results, strict=False):
             self._bind(name, value, node)
@@ -660,7 +708,13 @@ class Lowering:
                 f"a kernel would read {len(operands)} buffers", where=label, expected=MAX_OPERANDS
             )
         args = tuple(self.outer(symbol(f"a{k}")) for k in arguments)
+        number = len(self.steps)
         self.steps.append(Emitted(spec, tuple(operands), buffer, args, label))
+        last = self.program[-1] if self.program else None
+        if isinstance(last, Range) and last.end == number:
+            self.program[-1] = Range(last.first, number + 1)
+        else:
+            self.program.append(Range(number, number + 1))
 
     # -- cores ---------------------------------------------------------------------------------
 
@@ -853,11 +907,17 @@ def _literal(value: Any, kind: Type) -> Scalar:
 def refuse_unsupported(graph: Graph) -> None:
     """One error for all nodes that cannot be lowered."""
     found: dict[str, list[str]] = {}
-    for node in graph.nodes:
-        computed = all(name in graph.values for name in node.outputs if name)
-        reason = None if computed else supported(node)
-        if reason is not None:
-            found.setdefault(reason, []).append(node.where())
+
+    def look(graph: Graph) -> None:
+        for node in graph.nodes:
+            computed = all(name in graph.values for name in node.outputs if name)
+            reason = None if computed else supported(node)
+            if reason is not None:
+                found.setdefault(reason, []).append(node.where())
+            for body in subgraphs(node):
+                look(body)
+
+    look(graph)
     if found:
         lines = [f"{reason} ({', '.join(where[:3])}{', ...' if len(where) > 3 else ''})"
                  for reason, where in found.items()]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..graph import Graph
+from ..graph import Graph, subgraphs
 from ..infer import Problems, infer_graph
 from .activations import fuse_activations
 from .attention import fuse_attention
@@ -59,4 +59,7 @@ def optimise(graph: Graph) -> Graph:
             clean(graph)
     if decompose(graph):
         clean(graph)
+    for node in graph.nodes:
+        for body in subgraphs(node):
+            optimise(body)
     return graph
