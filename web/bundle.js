@@ -3,6 +3,7 @@
 
 import { BundleError } from "./errors.js";
 import schema from "./manifest.schema.json" with { type: "json" };
+import { walk } from "./program.js";
 import { violation } from "./schema.js";
 
 /** @typedef {import("./dims.js").Dim} Dim */
@@ -38,6 +39,7 @@ import { violation } from "./schema.js";
  * @property {Dim[]} slots
  * @property {{bytes: number, shards: string[]}} weights
  * @property {Step[]} steps
+ * @property {import("./program.js").Program} program in which order; empty: in theirs
  * @property {{left: Dim, right: Dim, where: string}[]} checks sizes that must be equal
  * @property {{variants: Variant[], params: Param[], weights_base: number, scratch_per_thread: Dim}} wasm
  * @property {{variants: GpuVariant[]}} webgpu
@@ -290,7 +292,8 @@ export class Bundle {
  * @param {Manifest} manifest
  * @returns {string | null}
  */
-function dangling({ inputs, outputs, buffers, slots, weights, steps, wasm, webgpu, files }) {
+function dangling(manifest) {
+  const { inputs, outputs, buffers, slots, weights, steps, wasm, webgpu, files } = manifest;
   /** @param {string} path @param {number} number @param {any[]} list */
   const beyond = (path, number, list) =>
     number < list.length ? null : `${path}: ${number}, but there are only ${list.length}`;
@@ -309,6 +312,12 @@ function dangling({ inputs, outputs, buffers, slots, weights, steps, wasm, webgp
       ...webgpu.variants.map(({ kernels }) => beyond(`/steps/${i}/kernel`, kernel, kernels)),
       ...[...operands, output].map((number) => beyond(`/steps/${i}`, number, buffers)),
     ]),
+    ...walk(manifest.program).map((item) => {
+      if ("steps" in item) return beyond("/program", item.steps[1] - 1, steps);
+      if ("read" in item) return beyond("/program", item.read.buffer, buffers);
+      const number = "loop" in item ? item.loop.going : item.branch.condition;
+      return beyond("/program", number ?? 0, buffers);
+    }),
   ];
   return found.find((text) => text !== null) ?? null;
 }

@@ -38,6 +38,14 @@ export function evaluate(dim, sizes) {
 }
 
 /**
+ * The symbols in a size.
+ * @param {Dim} dim
+ * @returns {string[]}
+ */
+export const symbolsOf = (dim) =>
+  typeof dim === "string" ? [dim] : Array.isArray(dim) ? dim.slice(1).flatMap(symbolsOf) : [];
+
+/**
  * @param {number} value
  * @param {number} multiple
  */

@@ -20,10 +20,12 @@ const BINDINGS = 64; // sets of callers' buffers whose bind groups are kept
  * @param {Manifest} manifest
  * @param {GpuKernel[]} kernels
  * @param {Frame} run
+ * @param {number} [first] of the steps
+ * @param {number} [end]
  * @returns {Call[]}
  */
-export function callsOf(manifest, kernels, run) {
-  return manifest.steps.map((step) => {
+export function callsOf(manifest, kernels, run, first = 0, end = manifest.steps.length) {
+  return manifest.steps.slice(first, end).map((step) => {
     const args = step.args.map((dim) => evaluate(dim, run.sizes));
     const names = new Map(args.map((value, i) => [`a${i}`, value]));
     return { step, kernel: kernels[step.kernel], args, names };

@@ -6,7 +6,7 @@ import { DeviceError, InputError } from "./errors.js";
 import { GpuMemory } from "./gpu-memory.js";
 import { GpuTensor } from "./gpu-tensor.js";
 import { Kept } from "./kept.js";
-import { bind, frame, keyOf, outputBytes, text, trialFrames } from "./shapes.js";
+import { bind, frame, keyOf, outputBytes, shapesOf, text, trialFrames } from "./shapes.js";
 import { pack, unpack, zeros } from "./tensor.js";
 import { WasmHost } from "./wasm.js";
 import { GpuHost } from "./webgpu.js";
@@ -240,7 +240,7 @@ export class InferenceSession {
     return Object.fromEntries(
       this.#bundle.manifest.outputs.map((port, i) => [
         port.name,
-        unpack(outputs[i], port.storage, port.dtype, run.shapes[i]),
+        unpack(outputs[i], port.storage, port.dtype, run.shapes[i] ?? []),
       ]),
     );
   }
@@ -261,14 +261,16 @@ export class InferenceSession {
     const { run, inputs } = this.#prepare(feeds);
     if (outputs !== "gpu") {
       const bytes = await abortable(this.#play(run, inputs, false), signal);
+      run.shapes = shapesOf(this.#bundle.manifest, run.sizes);
       return /** @type {any} */ (this.#results(run, bytes));
     }
     this.#gpu("run with outputs on the GPU");
     const buffers = await abortable(this.#play(run, inputs, true), signal);
+    run.shapes = shapesOf(this.#bundle.manifest, run.sizes);
     const device = this.#gpu("run with outputs on the GPU"); // a new one after a loss
     const made = this.#bundle.manifest.outputs.map(({ name, dtype, storage }, i) => [
       name,
-      new GpuTensor(device, buffers[i], dtype, run.shapes[i], storage, true),
+      new GpuTensor(device, buffers[i], dtype, run.shapes[i] ?? [], storage, true),
     ]);
     return Object.fromEntries(made);
   }
@@ -347,7 +349,8 @@ export class InferenceSession {
       run = frame(manifest, sizes);
       this.#frames.set(key, run);
     }
-    return run;
+    // A program finds out sizes of its own in every run.
+    return manifest.program.length ? { ...run, sizes: new Map(run.sizes) } : run;
   }
 
   /**

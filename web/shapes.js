@@ -1,7 +1,7 @@
 // From feeds to sizes: checks what the caller gave against the model's inputs, binds the symbols,
 // and evaluates every size that depends on them. Done once per set of shapes.
 
-import { evaluate, product } from "./dims.js";
+import { evaluate, product, symbolsOf } from "./dims.js";
 import { InputError } from "./errors.js";
 import { GpuTensor } from "./gpu-tensor.js";
 import { ELEMENT_BYTES, Tensor } from "./tensor.js";
@@ -18,7 +18,7 @@ import { ELEMENT_BYTES, Tensor } from "./tensor.js";
  * @property {Sizes} sizes
  * @property {number[]} bufferBytes per buffer of the plan
  * @property {number[]} slotBytes per slot
- * @property {number[][]} shapes of the outputs
+ * @property {(number[] | null)[]} shapes of the outputs; null until the run has found out
  */
 
 /**
@@ -110,9 +110,21 @@ export function frame(manifest, sizes) {
     sizes,
     bufferBytes: manifest.buffers.map((buffer) => at(buffer.bytes)),
     slotBytes: manifest.slots.map(at),
-    shapes: manifest.outputs.map((port) => port.shape.map(at)),
+    shapes: shapesOf(manifest, sizes),
   };
 }
+
+/**
+ * The outputs' shapes, as far as these sizes tell them.
+ * @param {Manifest} manifest
+ * @param {Sizes} sizes
+ */
+export const shapesOf = (manifest, sizes) =>
+  manifest.outputs.map(({ shape }) =>
+    shape.every((dim) => symbolsOf(dim).every((name) => sizes.has(name)))
+      ? shape.map((dim) => evaluate(dim, sizes))
+      : null,
+  );
 
 /**
  * @param {Manifest} manifest
@@ -121,13 +133,17 @@ export function frame(manifest, sizes) {
 export const keyOf = (manifest, sizes) => manifest.symbols.map((s) => sizes.get(s)).join(",");
 
 /**
- * Bytes of output number `i`, without the padding of its buffer.
+ * Bytes of output number `i`, without the padding of its buffer; all of it while its shape is not
+ * known.
  * @param {Manifest} manifest
  * @param {Frame} run
  * @param {number} i
  */
-export const outputBytes = (manifest, run, i) =>
-  product(run.shapes[i]) * ELEMENT_BYTES[manifest.outputs[i].storage];
+export function outputBytes(manifest, run, i) {
+  const { storage, buffer } = manifest.outputs[i];
+  const shape = run.shapes[i];
+  return shape ? product(shape) * ELEMENT_BYTES[storage] : run.bufferBytes[buffer];
+}
 
 /**
  * Sizes for trial runs while the caller's are not known: the smallest that the model allows, and
@@ -138,6 +154,8 @@ export const outputBytes = (manifest, run, i) =>
 export function trialFrames(manifest) {
   const at = (/** @type {(symbol: string) => number} */ size) =>
     frame(manifest, new Map(manifest.symbols.map((symbol) => [symbol, size(symbol)])));
+  // Zeros may lead a program anywhere.
+  if (manifest.program.length) return [];
   if (!manifest.symbols.length) return [at(() => 0)];
   // Some images are too small for some models: a size comes out as zero or below. One symbol at a
   // time is small as well, so that two negative sizes cannot hide in a product.

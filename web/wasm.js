@@ -5,6 +5,7 @@
 import { align, evaluate } from "./dims.js";
 import { DeviceError } from "./errors.js";
 import { relaxedSimd, simd, threadsMissing } from "./features.js";
+import { settle, walk } from "./program.js";
 import { frame, outputBytes, trialFrames } from "./shapes.js";
 import { memory as outputMemory } from "./tensor.js";
 
@@ -18,6 +19,7 @@ import { memory as outputMemory } from "./tensor.js";
 // codegen/wasm/abi.py, as indices of 32-bit words.
 const HOST_GENERATION = 128 / 4;
 const HOST_DONE = 192 / 4;
+const FAULT = 252; // an address
 export const PARAMS_BASE = 256;
 const SLOT_ALIGN = 64;
 const READ_SLACK = 64;
@@ -407,11 +409,17 @@ export class WasmHost {
     /** @type {[number, Packed | Int32Array][]} */
     const writes = manifest.inputs.map((port, i) => [addresses[port.buffer], inputs[i]]);
     if (this.written !== run.key) writes.push([PARAMS_BASE, params]);
+    const counted = walk(manifest.program).flatMap((item) => ("read" in item ? [item.read] : []));
+    if (manifest.program.length) writes.push([FAULT, new Int32Array(1)]);
     /** @type {[number, number][]} */
     const reads = manifest.outputs.map((port, i) => [
       addresses[port.buffer],
       outputBytes(manifest, run, i),
     ]);
+    if (manifest.program.length) {
+      reads.push([FAULT, 4]);
+      for (const { buffer } of counted) reads.push([addresses[buffer], 4]);
+    }
     this.written = null;
     const start = performance.now();
     const results = this.memory
@@ -419,6 +427,13 @@ export class WasmHost {
       : await this.#runOwn(pages, writes, reads);
     this.written = run.key;
     this.lastMs = performance.now() - start;
+    if (manifest.program.length) {
+      const [fault, ...found] = results
+        .splice(manifest.outputs.length)
+        .map((bytes) => new Int32Array(bytes, 0, 1)[0]);
+      const elements = new Map(counted.map(({ buffer }, i) => [buffer, found[i]]));
+      settle(manifest.program, fault, elements, run.sizes);
+    }
     return results;
   }
 

@@ -6,6 +6,7 @@ import { DeviceError } from "./errors.js";
 import { GpuFrame, callsOf, encode } from "./gpu-frame.js";
 import { GpuMemory, padded } from "./gpu-memory.js";
 import { timePasses } from "./gpu-profile.js";
+import { follow, walk } from "./program.js";
 import { outputBytes, trialFrames } from "./shapes.js";
 
 /** @typedef {import("./bundle.js").Bundle} Bundle */
@@ -32,6 +33,7 @@ export const RAISED = /** @type {const} */ ([
 const OPTIONAL = ["timestamp-query", "shader-f16", "subgroups"];
 
 const FRAMES = 16; // sets of shapes that are kept prepared
+const BATCH = 4096; // dispatches that are submitted together where a program has many
 
 /**
  * Names that variants may need, as `WgslVariant` in codegen/caps.py has them.
@@ -93,6 +95,8 @@ export class GpuHost {
     this.weights = new Map();
     /** @type {Map<string, GpuFrame>} */
     this.frames = new Map();
+    /** The run before, where runs wait for each other. @type {Promise<unknown>} */
+    this.tail = Promise.resolve();
   }
 
   /**
@@ -308,6 +312,11 @@ export class GpuHost {
   async run(run, inputs, stay) {
     if (this.dead ?? this.lost) throw this.dead ?? this.lost;
     const device = /** @type {GPUDevice} */ (this.gpuDevice);
+    if (/** @type {Manifest} */ (this.manifest).program.length) {
+      const result = this.tail.then(() => this.#followProgram(run, inputs, stay ?? false));
+      this.tail = result.catch(() => {});
+      return /** @type {any} */ (result);
+    }
     const isNew = !this.frames.has(run.key);
     if (isNew) {
       device.pushErrorScope("out-of-memory");
@@ -357,8 +366,75 @@ export class GpuHost {
    * @returns {Promise<ArrayBuffer[] | GPUBuffer[]>}
    */
   #submit(run, inputs, stay) {
-    const { device, memory, manifest } = this.#ready();
     const frame = this.#prepare(run);
+    const { bound, parts } = this.#bind(run, inputs, stay);
+    const encoder = this.#ready().device.createCommandEncoder();
+    const pass = encoder.beginComputePass();
+    encode(pass, frame.dispatches(bound));
+    pass.end();
+    return this.#finish(encoder, parts, stay);
+  }
+
+  /**
+   * As `#submit`, for plans with a program. Runs wait for each other, since the host looks at what
+   * lies in the slots between one submission and the next.
+   * @param {Frame} run its `sizes` get what the program finds out
+   * @param {(Packed | GPUBuffer)[]} inputs
+   * @param {boolean} stay
+   */
+  async #followProgram(run, inputs, stay) {
+    if (this.dead ?? this.lost) throw this.dead ?? this.lost;
+    const { device, memory, manifest } = this.#ready();
+    device.pushErrorScope("out-of-memory");
+    this.#grow(this.slots, run.slotBytes, "a tensor");
+    const checked = device.popErrorScope();
+    const { bound, parts } = this.#bind(run, inputs, stay);
+    let encoder = device.createCommandEncoder();
+    let waiting = 0;
+    const submit = () => {
+      device.queue.submit([encoder.finish()]);
+      encoder = device.createCommandEncoder();
+      waiting = 0;
+    };
+    await follow(
+      manifest.program,
+      run.sizes,
+      ([first, end]) => {
+        // Making a part ready may replace buffers that the work so far still uses.
+        if (waiting && !this.frames.has(this.#partKey(run, first, end))) submit();
+        const dispatches = this.#prepare(run, first, end).dispatches(bound);
+        const pass = encoder.beginComputePass();
+        encode(pass, dispatches);
+        pass.end();
+        waiting += dispatches.length;
+        if (waiting > BATCH) submit();
+      },
+      async (buffer) => {
+        const [bytes] = await memory.read(encoder, [{ buffer: this.#bufferOf(buffer), bytes: 4 }]);
+        encoder = device.createCommandEncoder();
+        waiting = 0;
+        return new Int32Array(bytes, 0, 1)[0];
+      },
+    );
+    const error = await checked;
+    if (error) {
+      throw new DeviceError("the GPU has not enough memory", {
+        where: "webgpu",
+        got: error.message,
+        remedy: "Use smaller inputs or the wasm provider.",
+      });
+    }
+    return this.#finish(encoder, parts, stay);
+  }
+
+  /**
+   * Write the inputs; which buffers stand for slots, and where the outputs will lie.
+   * @param {Frame} run
+   * @param {(Packed | GPUBuffer)[]} inputs
+   * @param {boolean} stay
+   */
+  #bind(run, inputs, stay) {
+    const { memory, manifest } = this.#ready();
     /** @type {Map<number, GPUBuffer>} */
     const bound = new Map();
     manifest.inputs.forEach((port, i) => {
@@ -377,10 +453,17 @@ export class GpuHost {
       if ("slot" in entry) bound.set(entry.slot, buffer);
       return { buffer, bytes, copy: "slot" in entry ? null : this.#bufferOf(port.buffer) };
     });
-    const encoder = device.createCommandEncoder();
-    const pass = encoder.beginComputePass();
-    encode(pass, frame.dispatches(bound));
-    pass.end();
+    return { bound, parts };
+  }
+
+  /**
+   * @param {GPUCommandEncoder} encoder
+   * @param {{buffer: GPUBuffer, bytes: number, copy: GPUBuffer | null}[]} parts
+   * @param {boolean} stay
+   * @returns {Promise<ArrayBuffer[] | GPUBuffer[]>}
+   */
+  #finish(encoder, parts, stay) {
+    const { device, memory } = this.#ready();
     if (!stay) return memory.read(encoder, parts);
     for (const { buffer, bytes, copy } of parts) {
       if (copy && bytes) encoder.copyBufferToBuffer(copy, 0, buffer, 0, align(bytes, 4));
@@ -403,21 +486,37 @@ export class GpuHost {
     return { device, memory, manifest: /** @type {Manifest} */ (this.manifest) };
   }
 
-  /** @param {Frame} run */
-  #prepare(run) {
+  /**
+   * Equal where the steps first .. end - 1 get the same arguments.
+   * @param {Frame} run
+   * @param {number} first
+   * @param {number} end
+   */
+  #partKey(run, first, end) {
+    return `${first}-${end}:${[...run.sizes].join(";")}`;
+  }
+
+  /**
+   * @param {Frame} run
+   * @param {number} [first] step, where only a part is played
+   * @param {number} [end]
+   */
+  #prepare(run, first, end) {
     const { device, manifest } = this.#ready();
-    const known = this.frames.get(run.key);
+    const key = first === undefined ? run.key : this.#partKey(run, first, end ?? 0);
+    const known = this.frames.get(key);
     if (known) return known;
-    const calls = callsOf(manifest, this.kernels, run);
+    const calls = callsOf(manifest, this.kernels, run, first, end);
     this.#grow(this.slots, run.slotBytes, "a tensor");
     for (const { kernel, names } of calls) {
       const sizes = kernel.scratch.map((dim) => evaluate(dim, names));
       this.#grow(this.scratch, sizes, "a kernel's scratch memory");
     }
     const { slots, scratch, weights, pipelines } = this;
-    if (this.frames.size >= FRAMES) this.#forget();
+    const runs = walk(manifest.program).filter((item) => "steps" in item).length || 1;
+    if (this.frames.size >= FRAMES * runs) this.#forget();
     const made = new GpuFrame(device, manifest, run, calls, { pipelines, slots, scratch, weights });
-    this.frames.set(run.key, made);
+    this.frames.set(key, made);
     return made;
   }
 

@@ -182,6 +182,7 @@ def write(folder: Path, **changes: Any) -> Path:
             {"kernel": 0, "operands": [0, 4, 5], "output": 2, "args": ["n"], "label": "double"},
             {"kernel": 1, "operands": [1], "output": 3, "args": [], "label": "copy"},
         ],
+        "program": [],
         "checks": [{"left": "n", "right": ["min", "n", 4_000_000], "where": "a node"}],
         "wasm": {
             "variants": variants,

@@ -275,6 +275,7 @@ def test_trial_sizes_are_the_smallest_that_fit(open_page: OpenPage) -> None:
         "symbols": ["h", "w"],
         "buffers": [{"slot": 0, "bytes": bytes_}],
         "slots": [bytes_],
+        "program": [],
         "checks": [{"left": "h", "right": ["min", "h", 8], "where": ""}],
     }
     sizes = run(
