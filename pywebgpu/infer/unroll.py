@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..errors import UnsupportedError
 from ..graph import Graph, Node
 
 MOST_NODES = 256
@@ -26,8 +27,34 @@ def unrolled(graph: Graph, node: Node, version: int, renamed: Rename) -> list[No
         return None
     if node.op == "Loop":
         return _loop(graph, node, body, renamed)
-    # Up to opset 8 a Scan had a batch, and sequences of different lengths in it.
-    return _scan(graph, node, body, renamed) if node.op == "Scan" and version >= 9 else None
+    if node.op != "Scan":
+        return None
+    if version < 9 and "scan_input_axes" not in node.attrs:
+        return _scan_per_sequence(graph, node, body)
+    return _scan(graph, node, body, renamed)
+
+
+def _scan_per_sequence(graph: Graph, node: Node, body: Graph) -> list[Node]:
+    """Up to opset 8 a Scan had a batch: a scan over it, of what a Scan is today."""
+    lengths, *inputs = node.inputs
+    if lengths:
+        raise UnsupportedError(
+            "sequences of different lengths in one Scan are not supported",
+            where=node.where(),
+            remedy="Convert the model to opset 9 or later, or feed one length",
+        )
+    n = int(node.attrs["num_scan_inputs"])
+    names = [graph.fresh(f"{name}_of_one") for name in inputs]
+    outputs = [graph.fresh(f"{name}_of_one") for name in node.outputs]
+    attrs = {"body": body, "num_scan_inputs": n, "scan_input_axes": [0] * n}
+    directions = node.attrs.get("directions")
+    if directions:
+        attrs["scan_input_directions"] = directions
+    one = Node("Scan", names, outputs, attrs, name=f"{node.name}_of_one")
+    # What was carried is where each sequence begins.
+    each = Graph(f"{node.name}_batch", names, outputs, [one], {}, {}, dict(graph.opsets))
+    over = {"body": each, "num_scan_inputs": len(inputs), "scan_input_axes": [0] * len(inputs)}
+    return [Node("Scan", inputs, node.outputs, over, name=node.name)]
 
 
 def _loop(graph: Graph, node: Node, body: Graph, renamed: Rename) -> list[Node] | None:
