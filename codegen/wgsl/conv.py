@@ -56,7 +56,7 @@ class Fields:
 
 def space(spec: Conv, caps: WgslCaps) -> list[core.Knobs | Depthwise]:
     if not spec.depthwise:
-        return list(product_space.space(_product(spec), caps))
+        return list(product_space.space(product_of(spec), caps))
     limit = min(caps.max_invocations, caps.max_workgroup_size[0])
     return [
         Depthwise(workgroup, pixels, wide)
@@ -107,8 +107,8 @@ def render(spec: Conv, knobs: core.Knobs | Depthwise) -> WgslKernel:
 
     if spec.operands[1] is Storage.I8:
         raw = partial(define_a, name="raw")
-        return int8.render(_product(spec), knobs, "conv", module, raw, put)
-    return core.render(_product(spec), knobs, core.Parts("conv", module, loads, put))
+        return int8.render(product_of(spec), knobs, "conv", module, raw, put)
+    return core.render(product_of(spec), knobs, core.Parts("conv", module, loads, put))
 
 
 def _pixel(spec: Conv, m: Scalar) -> list[Scalar]:
@@ -154,7 +154,8 @@ def _wide_input(spec: Conv) -> bool:
     return spec.x.strides[3] == 1 and all(dim_multiple(d, 4) for d in steps)
 
 
-def _product(spec: Conv) -> core.Product:
+def product_of(spec: Conv) -> core.Product:
+    """Implicit GEMM: pixels times taps and channels."""
     return core.Product(
         z=spec.groups,
         m=product((spec.batch, *spec.out_size)),

@@ -31,7 +31,7 @@ def Knobs(**fields: Any) -> core.Knobs | FewBlocks:  # the family has several ki
 
 
 def space(spec: Matmul, caps: WgslCaps) -> list[core.Knobs | FewBlocks]:
-    p = _product(spec)
+    p = product_of(spec)
     found: list[core.Knobs | FewBlocks] = list(product_space.space(p, caps))
     if spec.blocks is None:
         return found
@@ -82,11 +82,11 @@ def render(spec: Matmul, knobs: core.Knobs | FewBlocks) -> WgslKernel:
         made = module()
         define_a(made)
         put(made)
-        return blocks.render_few(_product(spec), spec.blocks, knobs, made, "matmul_blocks")
+        return blocks.render_few(product_of(spec), spec.blocks, knobs, made, "matmul_blocks")
     if spec.blocks is None and spec.operands[1] is Storage.I8:
         raw = partial(define_a, name="raw")
-        return int8.render(_product(spec), knobs, "matmul", module, raw, put)
-    return core.render(_product(spec), knobs, core.Parts("matmul", module, loads, put))
+        return int8.render(product_of(spec), knobs, "matmul", module, raw, put)
+    return core.render(product_of(spec), knobs, core.Parts("matmul", module, loads, put))
 
 
 def split(flat: Scalar, shape: tuple[Dim, ...]) -> list[Scalar]:
@@ -110,7 +110,8 @@ def _index(view: View, batch: list[Scalar]) -> Scalar:
     return total
 
 
-def _product(spec: Matmul) -> core.Product:
+def product_of(spec: Matmul) -> core.Product:
+    """What the forms of a product need to know of it."""
     rank = len(spec.batch)
     if spec.b is None:
         order = core.Order.PANEL

@@ -26,6 +26,13 @@ _MATRICES = (
 )  # fmt: skip
 
 
+def everything(p: Product, caps: WgslCaps) -> list[Knobs]:
+    """All that is legal: for benchmarks that the estimates below are judged by."""
+    few = [f for f in _few(p) if _legal_few(f, caps)]
+    direct = [d for d in _direct(p) if d.tx * d.ty <= caps.max_invocations]
+    return [*_matrices(p, caps), *_tiles(p, caps), *few, *direct]
+
+
 def space(p: Product, caps: WgslCaps) -> list[Knobs]:
     """What a rough model of a GPU thinks fastest, first; few-rows forms first for small M."""
     few = [f for f in _few(p) if _legal_few(f, caps)]
@@ -149,12 +156,13 @@ def _few(p: Product) -> list[Few]:
     m = p.m if isinstance(p.m, int) else 4
     rows = next(r for r in (1, 2, 4, 8) if r >= min(m, 8))
     if p.b is Order.PANEL:
-        pairs = [(2, 32), (2, 64), (2, 16), (4, 32), (4, 16), (2, 128), (8, 8)]
+        pairs = [(2, 64), (2, 128), (2, 32), (4, 32), (4, 64), (2, 16), (4, 16)]
     elif p.b is Order.N:
         pairs = [(8, 8), (8, 16), (16, 8), (4, 16), (8, 32), (16, 4), (32, 4)]
     else:
         pairs = [(1, 64), (1, 32), (2, 32), (1, 128), (2, 64), (4, 32), (1, 256)]
-    return [Few(rows, columns, shares) for columns, shares in pairs]
+    more = (2 * rows, rows) if m > 8 else (rows,)
+    return [Few(r, columns, shares) for columns, shares in pairs for r in more]
 
 
 def _legal_few(f: Few, caps: WgslCaps) -> bool:

@@ -28,12 +28,12 @@ from pywebgpu.codegen import wgsl
 from pywebgpu.codegen.caps import WGSL_VARIANTS, WgslCaps
 from pywebgpu.codegen.dims import evaluate
 from pywebgpu.codegen.spec import Conv, KernelSpec, Matmul, Storage
+from pywebgpu.codegen.wgsl.product_space import everything
 from pywebgpu.errors import DeviceError
 from tests.bench import kernels, unattended
 
 Array = np.ndarray[Any, Any]
 _DTYPE = {Storage.F32: np.float32, Storage.F16: np.float16}
-ROUNDS = 5
 FLAGS = [
     "--no-sandbox", "--no-first-run", "--disable-quic", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--enable-unsafe-webgpu",
@@ -108,31 +108,37 @@ def tolerance(case: kernels.Case) -> float:
 
 
 def whole_space(spec: KernelSpec, caps: WgslCaps) -> list[Any]:
-    """The family's candidates without the cap of a tuner's."""
+    """All legal forms of a product, the tuner's candidates first."""
+    found = wgsl.space(spec, caps)
     if isinstance(spec, Matmul):
-        return list(wgsl.matmul.space(spec, caps))
-    if isinstance(spec, Conv):
-        return list(wgsl.conv.space(spec, caps))
-    return wgsl.space(spec, caps)
+        product = wgsl.matmul.product_of(spec)
+    elif isinstance(spec, Conv) and not spec.depthwise:
+        product = wgsl.conv.product_of(spec)
+    else:
+        return found
+    return list(dict.fromkeys([*found, *everything(product, caps)]))
 
 
 # -- desktop ---------------------------------------------------------------------------------------
 
 
-def desktop(cases: dict[str, kernels.Case], spaces: list[list[Any]]) -> list[Row]:
+def desktop(cases: dict[str, kernels.Case], spaces: list[list[Any]], rounds: int) -> list[Row]:
     from pywebgpu.executors.wgpu_device import Gpu
+    from pywebgpu.executors.wgpu_profile import measure
 
     gpu = Gpu()
-    print(gpu.name, gpu.caps(), flush=True)
+    print(gpu.name, gpu.caps(), measure(gpu), flush=True)
     rows = []
     for (name, case), space in zip(cases.items(), spaces, strict=True):
-        found = _desktop_case(gpu, name, case, space)
+        found = _desktop_case(gpu, name, case, space, rounds)
         rows += found
         show(name, found)
     return rows
 
 
-def _desktop_case(gpu: Any, name: str, case: kernels.Case, space: list[Any]) -> list[Row]:
+def _desktop_case(
+    gpu: Any, name: str, case: kernels.Case, space: list[Any], rounds: int
+) -> list[Row]:
     data = operands(case)
     want = expected(case.spec, data)
     size = case.output * case.spec.output.bytes
@@ -163,7 +169,7 @@ def _desktop_case(gpu: Any, name: str, case: kernels.Case, space: list[Any]) -> 
         rows[rank] = Row(name, str(knobs), rank, compile_ms=compiled, error=error_, problem=problem)
     once = {rank: max(gpu.time(d, 2) / 2, 1e-6) for rank, d in work.items()}
     times: dict[int, list[float]] = {rank: [] for rank in work}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for rank, dispatches in work.items():
             repeats = max(1, min(1000, int(BUSY / once[rank])))
             gpu.submit(dispatches * repeats)
@@ -187,8 +193,9 @@ def _timed(case: kernels.Case, row: Row, seconds: list[float]) -> Row:
 
 
 def browser(
-    cases: dict[str, kernels.Case], spaces: list[list[Any]], command: str, flags: list[str]
-) -> list[Row]:
+    cases: dict[str, kernels.Case], spaces: list[list[Any]], rounds: int, command: str,
+    flags: list[str],
+) -> list[Row]:  # fmt: skip
     folder = Path("build/candidates").resolve()
     page = folder / "page"
     page.mkdir(parents=True, exist_ok=True)
@@ -207,7 +214,7 @@ def browser(
             "expected": files[len(data)] if want is not None else None,
             "elements": case.output,
             "half": case.spec.output is Storage.F16,
-            "rounds": ROUNDS,
+            "rounds": rounds,
             "busy": BUSY,
             "kernels": [_kernel_json(wgsl.render(case.spec, knobs)) for knobs in space],
         })  # fmt: skip
@@ -266,7 +273,8 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], help="cases of this name")
     parser.add_argument("--dtype", choices=["f32", "f16"], default="f32")
     parser.add_argument("--matrix", action="store_true", help="with subgroup matrices")
-    parser.add_argument("--lite", action="store_true", help="what a tuner would try, no more")
+    parser.add_argument("--all", action="store_true", help="all forms, not only a tuner's")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--most", type=int, help="candidates per case")
     parser.add_argument("--browser", default="/usr/bin/chromium", help="its command line")
     parser.add_argument("--flag", action="append", default=[], help="one more browser flag")
@@ -280,12 +288,12 @@ def main() -> None:
         v for v in WGSL_VARIANTS if v.name == ("matrix" if options.matrix else "default")
     )
     caps = dataclasses.replace(variant.caps, max_workgroup_storage=32768, f16=True)
-    space = wgsl.space if options.lite else whole_space
+    space = whole_space if options.all else wgsl.space
     spaces = [space(case.spec, caps)[: options.most] for case in cases.values()]
     if options.part == "desktop":
-        rows = desktop(cases, spaces)
+        rows = desktop(cases, spaces, options.rounds)
     else:
-        rows = browser(cases, spaces, options.browser, [*FLAGS, *options.flag])
+        rows = browser(cases, spaces, options.rounds, options.browser, [*FLAGS, *options.flag])
     if options.json:
         options.json.write_text(json.dumps([dataclasses.asdict(r) for r in rows], indent=0))
 
