@@ -34,6 +34,7 @@ import pytest
 
 from .chromium import CHROMIUM_ARGS, find_chromium
 from .errors import BundleError, DeviceError, InputError, ModelError, PywebgpuError
+from .link import write_runtime
 
 if TYPE_CHECKING:
     import numpy as np
@@ -294,8 +295,8 @@ def _bundles() -> Iterator[Callable[[Path], Path]]:
             key = (model.resolve(), model.stat().st_mtime_ns)
             if key not in made:
                 folder = Path(top) / str(len(made))
-                left_out = shutil.ignore_patterns("app", "py", "vendor", "*.d.ts")
-                shutil.copytree(_WEB, folder, ignore=left_out)
+                write_runtime(_WEB, folder)
+                shutil.copytree(_WEB / "testing", folder / "testing")
                 if model.is_dir():
                     shutil.copytree(model, folder / "bundle")
                 else:

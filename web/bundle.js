@@ -1,5 +1,5 @@
-// A bundle's files: found, downloaded with progress, checked against the manifest's SHA-256, and
-// kept in the browser's Cache Storage under their content hash.
+// A bundle's files: found, downloaded with progress, checked against the manifest's hashes as they
+// arrive, and kept in the browser's Cache Storage under them.
 
 import { BundleError } from "./errors.js";
 import schema from "./manifest.schema.json" with { type: "json" };
@@ -55,11 +55,17 @@ import { violation } from "./schema.js";
  * @property {number} fileTotal
  */
 /** @typedef {(progress: Progress) => void} OnProgress */
+/**
+ * What is done with a block of a file: at once, since its memory is used again.
+ * @typedef {(block: Uint8Array<ArrayBuffer>, offset: number) => void} Take
+ */
 /** @typedef {{feature: string, reason: string}} Unavailable */
 
 const FORMAT_VERSION = 1;
 const CACHE = "pywebgpu";
 const SAVE_AFTER_MS = 2500;
+const BLOCK = 1 << 18; // what is hashed at a time: HASH_BLOCK in pywebgpu/bundle.py
+const HASH_BYTES = 32;
 
 const REDO = "Export the model again and upload the whole folder.";
 
@@ -78,10 +84,12 @@ export class Bundle {
     this.signal = signal;
     this.cache = cache;
     this.unavailable = unavailable;
-    /** @type {[string, Response][]} */
+    /** @type {[string, () => Blob | Uint8Array<ArrayBuffer>][]} */
     this.unsaved = [];
     this.total = 0;
     this.loaded = 0;
+    /** Bytes per file. @type {Map<string, number>} */
+    this.arrived = new Map();
     if (!globalThis.crypto?.subtle) {
       this.unavailable.push({
         feature: "hash check",
@@ -124,6 +132,7 @@ export class Bundle {
    */
   expect(names) {
     this.loaded = 0;
+    this.arrived.clear();
     this.total = names.reduce((sum, name) => sum + this.entry(name).bytes, 0);
   }
 
@@ -138,40 +147,59 @@ export class Bundle {
   }
 
   /**
-   * The content of a file, from the cache or the network, verified.
+   * The content of a file, verified.
    * @param {string} name
-   * @returns {Promise<Uint8Array<ArrayBuffer>>}
+   * @returns {Promise<Uint8Array<ArrayBuffer>>} the bundle keeps it too: not to be changed
    */
   async read(name) {
-    const { sha256, bytes } = this.entry(name);
+    const data = new Uint8Array(this.entry(name).bytes);
+    await this.fill(name, (block, offset) => data.set(block, offset), () => data);
+    return data;
+  }
+
+  /**
+   * A file, from the cache or the network, block by block as it arrives; wrong content is found
+   * at the end, so the caller must not use any before this returns.
+   * @param {string} name
+   * @param {Take} take
+   * @param {() => Uint8Array<ArrayBuffer>} [again] the content once more, for the cache; without
+   *   it the bundle keeps a copy
+   */
+  async fill(name, take, again) {
+    const { sha256 } = this.entry(name);
+    const where = this.url + name;
     const cache = await this.cache;
     const key = new URL(`/pywebgpu-cache/${sha256}`, this.url).href;
     const hit = await cache?.match(key);
     if (hit) {
-      const data = new Uint8Array(await hit.arrayBuffer());
-      if (await this.intact(data, sha256)) {
-        this.progress(name, bytes, bytes, bytes);
-        return data;
-      }
+      const kept = await this.pour(hit, name, take).catch(() => "");
+      this.signal?.throwIfAborted();
+      if (kept === sha256) return;
       await cache?.delete(key);
     }
-    let data = await this.download(name, "default");
-    if (!(await this.intact(data, sha256))) {
-      // The HTTP cache may hold a file of the same name from before a new upload: ask the server.
-      this.loaded -= bytes;
-      data = await this.download(name, "reload");
-      if (!(await this.intact(data, sha256))) {
-        throw new BundleError("the content is not what was exported: its SHA-256 differs", {
-          where: this.url + name,
-          got: await digest(data),
-          expected: sha256,
-          remedy: REDO,
-        });
+    // With our own cache, the browser's need not hold the bytes as well. Without, it may hold a
+    // file of the same name from before a new upload: then the server is asked once more.
+    let got = "";
+    for (const mode of /** @type {RequestCache[]} */ (cache ? ["no-store"] : ["default", "reload"])) {
+      /** @type {Uint8Array<ArrayBuffer>[]} */
+      const copy = [];
+      const keep = cache && !again;
+      const response = await get(where, mode, this.signal, REDO);
+      got = await this.pour(response, name, (block, offset) => {
+        if (keep) copy.push(block.slice());
+        take(block, offset);
+      });
+      if (got === sha256) {
+        if (cache) this.unsaved.push([key, again ?? (() => new Blob(copy))]);
+        return;
       }
     }
-    // A copy, since the caller may hand the data on to a worker.
-    if (cache) this.unsaved.push([key, new Response(data)]);
-    return data;
+    throw new BundleError("the content is not what was exported: its SHA-256 differs", {
+      where,
+      got,
+      expected: sha256,
+      remedy: REDO,
+    });
   }
 
   /**
@@ -186,7 +214,9 @@ export class Bundle {
   /** Put what has been downloaded into the cache now. */
   async flush() {
     const cache = await this.cache;
-    for (const [key, response] of this.unsaved.splice(0)) await cache?.put(key, response);
+    for (const [key, content] of this.unsaved.splice(0)) {
+      await cache?.put(key, new Response(content()));
+    }
   }
 
   /** @param {string} name */
@@ -195,10 +225,11 @@ export class Bundle {
   }
 
   /**
-   * The weight space, shard by shard as each arrives; `take` gets its bytes and their offset.
-   * @param {(data: Uint8Array<ArrayBuffer>, offset: number) => void | Promise<void>} take
+   * The weight space, block by block as it arrives; see `fill`.
+   * @param {Take} take gets offsets into the weight space
+   * @param {(offset: number, bytes: number) => Uint8Array<ArrayBuffer>} [again]
    */
-  async weights(take) {
+  async weights(take, again) {
     const { shards, bytes } = this.manifest.weights;
     const sizes = shards.map((name) => this.entry(name).bytes);
     const sum = sizes.reduce((a, b) => a + b, 0);
@@ -210,46 +241,50 @@ export class Bundle {
         remedy: REDO,
       });
     }
-    // Two at a time: one can be hashed while the next arrives, and no more than two are in memory.
+    // Two at a time: a processor has something to do while the other one's bytes are on the way.
     let next = 0;
     const lane = async () => {
       while (next < shards.length) {
         const i = next++;
-        const offset = sizes.slice(0, i).reduce((a, b) => a + b, 0);
-        await take(await this.read(shards[i]), offset);
+        const start = sizes.slice(0, i).reduce((a, b) => a + b, 0);
+        await this.fill(
+          shards[i],
+          (block, offset) => take(block, start + offset),
+          again && (() => again(start, sizes[i])),
+        );
       }
     };
     await Promise.all([lane(), lane()]);
   }
 
   /**
+   * A response's body, block by block.
+   * @param {Response} response
    * @param {string} name
-   * @param {RequestCache} mode
+   * @param {Take} take
+   * @returns {Promise<string>} the hash of the content: see `content_hash` in pywebgpu/bundle.py
    */
-  async download(name, mode) {
-    const where = this.url + name;
-    const { bytes } = this.entry(name);
-    const response = await get(where, mode, this.signal, REDO);
-    const data = new Uint8Array(bytes);
+  async pour(response, name, take) {
+    const { bytes, sha256 } = this.entry(name);
+    /** @type {Promise<ArrayBuffer>[]} */
+    const hashes = [];
+    const checked = Boolean(globalThis.crypto?.subtle);
     let got = 0;
     try {
-      const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
-      for (;;) {
-        const { done, value } = await reader.read();
-        if (done) break;
-        if (got + value.length > bytes) {
-          await reader.cancel();
-          got += value.length;
-          break;
+      for await (const block of blocks(response, BLOCK)) {
+        if (got + block.length <= bytes) {
+          // Hashed from a copy that is made here and now: the block's memory is used again.
+          if (checked) hashes.push(crypto.subtle.digest("SHA-256", block));
+          take(block, got);
         }
-        data.set(value, got);
-        got += value.length;
-        this.progress(name, value.length, got, bytes);
+        got += block.length;
+        if (got > bytes) break;
+        this.progress(name, got);
       }
     } catch (error) {
       this.signal?.throwIfAborted();
       throw new BundleError("the download broke off", {
-        where,
+        where: this.url + name,
         got: `${got} bytes`,
         expected: `${bytes} bytes`,
         remedy: "Check the connection and try again.",
@@ -258,32 +293,29 @@ export class Bundle {
     }
     if (got !== bytes) {
       throw new BundleError("the file's size is not what was exported", {
-        where,
+        where: this.url + name,
         got: `${got > bytes ? "more than " + bytes : got} bytes`,
         expected: `${bytes} bytes`,
         remedy: REDO,
       });
     }
-    return data;
+    if (!checked) return sha256;
+    const parts = await Promise.all(hashes);
+    if (parts.length === 1) return hex(parts[0]);
+    const all = new Uint8Array(parts.length * HASH_BYTES);
+    parts.forEach((part, i) => all.set(new Uint8Array(part), i * HASH_BYTES));
+    return hex(await crypto.subtle.digest("SHA-256", all));
   }
 
   /**
    * @param {string} file
-   * @param {number} more
    * @param {number} fileLoaded
-   * @param {number} fileTotal
    */
-  progress(file, more, fileLoaded, fileTotal) {
-    this.loaded += more;
+  progress(file, fileLoaded) {
+    this.loaded += fileLoaded - (this.arrived.get(file) ?? 0);
+    this.arrived.set(file, fileLoaded);
+    const fileTotal = this.entry(file).bytes;
     this.onProgress?.({ file, loaded: this.loaded, total: this.total, fileLoaded, fileTotal });
-  }
-
-  /**
-   * @param {Uint8Array<ArrayBuffer>} data
-   * @param {string} sha256
-   */
-  async intact(data, sha256) {
-    return !globalThis.crypto?.subtle || (await digest(data)) === sha256;
   }
 }
 
@@ -366,10 +398,61 @@ async function openCache(unavailable) {
   }
 }
 
-/** @param {Uint8Array<ArrayBuffer>} data */
-async function digest(data) {
-  const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", data));
-  return Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("");
+/** @param {ArrayBuffer} hash */
+const hex = (hash) =>
+  Array.from(new Uint8Array(hash), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
+/**
+ * A response's body in blocks of `size` bytes, the last one shorter. A block is valid until the
+ * next one is asked for: the browser writes them all to the same memory, where it can do that.
+ * @param {Response} response
+ * @param {number} size
+ * @returns {AsyncGenerator<Uint8Array<ArrayBuffer>>}
+ */
+async function* blocks({ body }, size) {
+  let block = new Uint8Array(size);
+  let filled = 0;
+  const reader = openBody(/** @type {ReadableStream<Uint8Array>} */ (body));
+  try {
+    for (let done = false; !done; ) {
+      /** @type {Uint8Array<ArrayBuffer> | undefined} */
+      let value;
+      if (reader instanceof ReadableStreamDefaultReader) {
+        ({ value, done } = /** @type {any} */ (await reader.read()));
+        let rest = value ?? new Uint8Array();
+        for (; filled + rest.length >= size; filled = 0) {
+          block.set(rest.subarray(0, size - filled), filled);
+          rest = rest.subarray(size - filled);
+          yield block;
+        }
+        block.set(rest, filled);
+        filled += rest.length;
+      } else {
+        // The memory goes to the browser and comes back as another buffer, filled.
+        const options = { min: size - filled };
+        ({ value, done } = await /** @type {any} */ (reader).read(block.subarray(filled), options));
+        if (!value) return;
+        block = new Uint8Array(value.buffer);
+        filled += value.length;
+        if (filled === size) {
+          yield block;
+          filled = 0;
+        }
+      }
+    }
+    if (filled) yield block.subarray(0, filled);
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}
+
+/** Not every browser can write a body to memory of ours. @param {ReadableStream<Uint8Array>} body */
+function openBody(body) {
+  try {
+    return body.getReader({ mode: "byob" });
+  } catch {
+    return body.getReader();
+  }
 }
 
 /**

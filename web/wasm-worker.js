@@ -12,10 +12,14 @@
  * @property {boolean} tell say "done" by message, since the host cannot wait on memory
  */
 /**
- * @typedef {object} OwnStart the only thread, with a memory of its own
+ * @typedef {object} Memory a memory of its own, for the only thread
+ * @property {"memory"} kind
+ * @property {number} pages
+ */
+/**
+ * @typedef {object} OwnStart the only thread, with the memory that it was told to make
  * @property {"own"} kind
  * @property {WebAssembly.Module} module
- * @property {number} pages
  */
 /**
  * @typedef {object} Write bytes to keep, e.g. weights
@@ -35,7 +39,7 @@
  * @property {"swap"} kind
  * @property {WebAssembly.Module} module
  */
-/** @typedef {SharedStart | OwnStart | Write | Run | Swap} Message */
+/** @typedef {SharedStart | Memory | OwnStart | Write | Run | Swap} Message */
 
 /** @type {WebAssembly.Memory} */
 let memory;
@@ -72,9 +76,12 @@ const HANDLERS = {
       else Atomics.notify(words, control.done);
     }
   },
-  /** @param {OwnStart} message */
-  async own({ module, pages }) {
+  /** @param {Memory} message */
+  memory({ pages }) {
     memory = new WebAssembly.Memory({ initial: pages });
+  },
+  /** @param {OwnStart} message */
+  async own({ module }) {
     await instantiate(module);
     postMessage({ ready: true });
   },

@@ -219,25 +219,13 @@ export class WasmHost {
     const variant = this.#choose(manifest, unavailable);
     this.variant = this.codeDevice = variant.name;
     this.codeFile = variant.file;
-    const found = await this.#tuned(variant.file, tuned);
-    this.scratchPerThread = found?.scratchPerThread;
-    this.tuned = found !== null;
-    bundle.expect([...(found ? [] : [variant.file]), ...manifest.weights.shards]);
+    bundle.expect([variant.file, ...manifest.weights.shards]);
     const trials = this.warmup ? trialFrames(manifest) : [];
-    const first = trials[0] ?? emptyFrame(manifest);
-    const { pages } = layout(manifest, first, this.threads, this.scratchPerThread);
+    const { pages } = layout(manifest, trials.at(-1) ?? emptyFrame(manifest), this.threads);
     if (variant.threads) this.memory = reserve(pages);
-    const compiled = found
-      ? Promise.resolve(found.module)
-      : bundle.read(variant.file).then((bytes) => WebAssembly.compile(bytes));
-    const started = compiled.then((module) => this.#start(module, pages));
-    // Shards may arrive before the module; without a shared memory they wait for the worker.
-    const weights = bundle.weights(async (data, offset) => {
-      const address = manifest.wasm.weights_base + offset;
-      if (this.memory) return new Uint8Array(this.memory.buffer, address, data.length).set(data);
-      await started;
-      this.workers[0].postMessage({ kind: "write", address, data }, [data.buffer]);
-    });
+    else this.workers[0].postMessage({ kind: "memory", pages });
+    const started = this.#startModule(bundle.read(variant.file), tuned);
+    const weights = this.#loadWeights(bundle);
     let arrived = false;
     weights.then(() => (arrived = true), () => {});
     await started;
@@ -248,19 +236,37 @@ export class WasmHost {
   }
 
   /**
-   * The module that an earlier visit tuned.
-   * @param {string} file that it replaces
+   * The module that an earlier visit tuned, or the bundle's own.
+   * @param {Promise<Uint8Array<ArrayBuffer>>} own
    * @param {FindTuned} [tuned]
    */
-  async #tuned(file, tuned) {
-    const found = await tuned?.(file, this.variant);
-    if (!found?.wasm) return null;
-    try {
-      const module = await WebAssembly.compile(found.wasm);
-      return { module, scratchPerThread: found.scratchPerThread };
-    } catch {
-      return null; // damaged on the disk: the bundle's own is as right
+  async #startModule(own, tuned) {
+    const [bytes, found] = await Promise.all([own, tuned?.(this.codeFile, this.variant)]);
+    let module = null;
+    // Damaged on the disk, the bundle's own is as right.
+    if (found?.wasm) module = await WebAssembly.compile(found.wasm).catch(() => null);
+    this.tuned = module !== null;
+    if (module) this.scratchPerThread = found?.scratchPerThread;
+    await this.#start(module ?? (await WebAssembly.compile(bytes)));
+  }
+
+  /**
+   * Straight to where they belong. A shared memory also gives them back for the cache.
+   * @param {Bundle} bundle
+   */
+  #loadWeights(bundle) {
+    const base = bundle.manifest.wasm.weights_base;
+    const { memory } = this;
+    if (memory) {
+      return bundle.weights(
+        (block, offset) => new Uint8Array(memory.buffer, base + offset, block.length).set(block),
+        (offset, bytes) => new Uint8Array(new Uint8Array(memory.buffer, base + offset, bytes)),
+      );
     }
+    return bundle.weights((block, offset) => {
+      const data = block.slice();
+      this.workers[0].postMessage({ kind: "write", address: base + offset, data }, [data.buffer]);
+    });
   }
 
   /**
@@ -292,11 +298,8 @@ export class WasmHost {
     });
   }
 
-  /**
-   * @param {WebAssembly.Module} module
-   * @param {number} pages
-   */
-  async #start(module, pages) {
+  /** @param {WebAssembly.Module} module */
+  async #start(module) {
     const ready = this.#messages(this.threads);
     const control = { generation: HOST_GENERATION, done: HOST_DONE };
     const tell = !("waitAsync" in Atomics);
@@ -306,7 +309,7 @@ export class WasmHost {
       worker.postMessage(
         memory
           ? { kind: "shared", module, memory, thread, control, generation, tell }
-          : { kind: "own", module, pages },
+          : { kind: "own", module },
       ),
     );
     await ready;
@@ -331,7 +334,7 @@ export class WasmHost {
         this.generation++;
         Atomics.store(words, HOST_GENERATION, this.#word(0));
         Atomics.notify(words, HOST_GENERATION);
-        await this.#start(module, 0);
+        await this.#start(module);
       } else {
         const ready = this.#messages(1);
         this.workers[0].postMessage({ kind: "swap", module });

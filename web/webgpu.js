@@ -289,7 +289,7 @@ export class GpuHost {
     await bundle.weights((data, offset) => {
       const end = offset + data.length;
       for (const { weight, bytes } of spans) {
-        // The part of this weight that lies in this shard. Offsets are multiples of 256 bytes and
+        // The part of this weight that lies in this block. Offsets are multiples of 256 bytes and
         // shards are cut at multiples of 4, which is all that writeBuffer asks for.
         const from = Math.max(weight, offset);
         const to = Math.min(weight + bytes, end);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
+from pywebgpu.bundle import content_hash
 from pywebgpu.export import export
 from tests.web import mini
 from tests.web.conftest import run
@@ -297,3 +299,57 @@ def test_abort(open_page: OpenPage, site: Path, provider: str) -> None:
     )
     assert reason == "changed my mind"
     assert y == expected([1])
+
+
+_FILL = """const { Bundle } = await import("./web/bundle.js");
+const [name, entry] = arg;
+const manifest = { files: { [name]: entry } };
+const bundle = new Bundle(new URL(".", location).href, manifest, {}, null, []);
+bundle.expect([name]);
+const copy = new Uint8Array(entry.bytes);
+let last = 0;
+bundle.onProgress = (p) => { last = p.loaded; };
+const facts = await t.facts(bundle.fill(name, (block, at) => copy.set(block, at)));
+return [facts, last, copy.every((v, i) => v === (i * 7 + (i >> 8)) % 251)];"""
+
+
+@pytest.mark.parametrize("bytes_", [0, 1, 262143, 262144, 262145, 1_000_000, 2 * 262144])
+@pytest.mark.parametrize("into", ["our memory", "memory of the browser's"])
+def test_files_of_many_blocks(open_page: OpenPage, site: Path, bytes_: int, into: str) -> None:
+    """Whole and in order; one wrong bit anywhere is found, and so is a wrong end."""
+    content = bytes((i * 7 + (i >> 8)) % 251 for i in range(bytes_))
+    hashes = [
+        hashlib.sha256(content[i : i + 262144]).digest() for i in range(0, bytes_, 262144)
+    ] or [hashlib.sha256().digest()]
+    sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256(b"".join(hashes)).digest()
+    assert sha256.hex() == content_hash(content)
+    page = open_page()
+    if into != "our memory":
+        page.add_init_script(
+            """const { getReader } = ReadableStream.prototype;
+            ReadableStream.prototype.getReader = function (options) {
+              if (options) throw new TypeError("not a byte stream");
+              return getReader.call(this);
+            };"""
+        )
+        page.reload()
+    entry = {"bytes": bytes_, "sha256": sha256.hex()}
+
+    def fill(name: str, served: bytes) -> Any:
+        # Another name each time: browsers take files changed within a second for the same.
+        (site / name).write_bytes(served)
+        return run(page, _FILL, [name, entry])
+
+    assert fill("right.bin", content) == [None, bytes_, True]
+    for place in {0, bytes_ // 2, bytes_ - 1} if bytes_ else ():
+        wrong = bytearray(content)
+        wrong[place] ^= 1
+        facts, _, intact = fill(f"wrong-{place}.bin", bytes(wrong))
+        assert facts["name"] == "BundleError"
+        assert "SHA-256" in facts["what"]
+        assert not intact
+    facts, *_ = fill("longer.bin", content + b"0")
+    assert "size" in facts["what"]
+    if content:
+        facts, *_ = fill("shorter.bin", content[:-1])
+        assert "size" in facts["what"]
