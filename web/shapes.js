@@ -147,7 +147,9 @@ export function outputBytes(manifest, run, i) {
 
 /**
  * Sizes for trial runs while the caller's are not known: the smallest that the model allows, and
- * four times that, since kernels may treat few rows in another way.
+ * larger ones, since kernels may treat few rows in another way: 16 times where a symbol is not an
+ * input's first axis (attention is optimised after one long sequence, not after many short ones),
+ * or else, in a batch, four times.
  * @param {Manifest} manifest
  * @returns {Frame[]}
  */
@@ -166,7 +168,13 @@ export function trialFrames(manifest) {
   const small = [1, 4, 16, 64, 256].find(fits);
   const allowed = (/** @type {Frame} */ { sizes }) =>
     manifest.checks.every(({ left, right }) => evaluate(left, sizes) === evaluate(right, sizes));
-  return small ? [at(() => small), at(() => 4 * small)].filter(allowed) : [];
+  if (!small) return [];
+  const batch = new Set(manifest.inputs.map(({ shape }) => shape[0]));
+  const isLong = (/** @type {string} */ symbol) => !batch.has(symbol);
+  const larger = manifest.symbols.some(isLong)
+    ? at((symbol) => (isLong(symbol) ? 16 * small : small))
+    : at(() => 4 * small);
+  return [at(() => small), larger].filter(allowed);
 }
 
 /** A buffer's size without the lower bound that the plan may put on it. @param {Dim} bytes @returns {Dim} */

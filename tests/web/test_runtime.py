@@ -268,8 +268,11 @@ def test_without_warm_up(open_page: OpenPage, executor: str) -> None:
     assert run(page, body, [provider, options]) == expected([1])
 
 
-def test_trial_sizes_are_the_smallest_that_fit(open_page: OpenPage) -> None:
-    """Two 3x3 windows without padding: sizes of 1 give a product of two negative numbers."""
+def test_trial_sizes(open_page: OpenPage) -> None:
+    """The smallest that fit, and larger ones where they are allowed.
+
+    Two 3x3 windows without padding: sizes of 1 give a product of two negative numbers.
+    """
     bytes_ = ["max", ["*", 4, ["+", "h", -2], ["+", "w", -2]], 16]
     manifest = {
         "symbols": ["h", "w"],
@@ -283,7 +286,19 @@ def test_trial_sizes_are_the_smallest_that_fit(open_page: OpenPage) -> None:
         """const { trialFrames } = await import("./web/shapes.js");
         const of = (m) =>
           trialFrames({ ...m, outputs: [] }).map((f) => Object.fromEntries(f.sizes));
-        return [of(arg), of({ ...arg, symbols: [], buffers: [], slots: [], checks: [] })];""",
+        const none = { inputs: [], buffers: [], slots: [], checks: [] };
+        const text = [{ shape: ["batch", "sequence"] }];
+        return [
+          of({ ...arg, inputs: [] }),
+          of({ ...none, symbols: [] }),
+          of({ ...none, symbols: ["batch"], inputs: [{ shape: ["batch", 8] }] }),
+          of({ ...none, symbols: ["batch", "sequence"], inputs: text }),
+        ];""",
         manifest,
     )
-    assert sizes == [[{"h": 4, "w": 4}], [{}]]
+    assert sizes == [
+        [{"h": 4, "w": 4}],
+        [{}],
+        [{"batch": 1}, {"batch": 4}],
+        [{"batch": 1, "sequence": 1}, {"batch": 1, "sequence": 16}],
+    ]
