@@ -57,7 +57,7 @@ def test_a_kept_site_needs_no_server(site: Path, page: Page) -> None:
         expect(page.locator("html")).to_have_attribute("data-state", "ready", timeout=READY_MS)
         assert not page.evaluate("crossOriginIsolated")
         page.get_by_role("button", name="Turn threads on").click()
-        page.wait_for_function("crossOriginIsolated")
+        page.wait_for_function("() => crossOriginIsolated")  # text would be evaluated again
         page.goto(server.url)
         keep(page)
         url = server.url
