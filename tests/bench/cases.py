@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,8 @@ class Case:
     """`make` writes the model to a path; `dims` binds its symbolic sizes; `flops` per run.
 
     `op` describes a single-operator case to peers that do not read ONNX ({} for whole models);
-    `zoo` names the model of a whole-model case.
+    `zoo` names the model of a whole-model case. `int8`: ours and ONNX Runtime's own quantised
+    forms of the model take part too.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Case:
     flops: float
     op: dict[str, object] = field(default_factory=dict)
     zoo: str = ""
+    int8: bool = False
 
 
 def _save(
@@ -165,6 +167,19 @@ def models() -> list[Case]:
         whole("mobilenet-v3-small", batch=1),
         whole("squeezenet-1.1", batch=1),
     ]
+
+
+def int8_models() -> list[Case]:
+    """Whole models, quantised by whoever can."""
+    found = [
+        whole("digits", batch=1),
+        whole("minilm", batch=1, sequence=128),
+        whole("bert-base-2", batch=1, sequence=384),
+        whole("vit-tiny", batch=1),
+        whole("resnet-50", batch=1),
+        whole("mobilenet-v2", batch=1),
+    ]
+    return [replace(case, name=f"{case.name} int8", int8=True) for case in found]
 
 
 def feeds(case: Case, path: Path) -> dict[str, np.ndarray]:

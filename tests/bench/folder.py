@@ -46,6 +46,7 @@ class BenchFolder:
         if not bundle.exists():
             bundle.parent.mkdir(exist_ok=True)
             export(model, bundle)
+        quantised = self._quantised(model, key) if case.int8 else {}
         data = self.folder / "data" / key
         data.mkdir(parents=True, exist_ok=True)
 
@@ -64,6 +65,7 @@ class BenchFolder:
             "expected": write("expected", "output", first),
             "model": f"../models/{key}.onnx",
             "bundle": f"../bundles/{key}/",
+            **quantised,
             "constants": {
                 n: {"url": write("constant", n, a), "shape": list(a.shape)}
                 for n, a in (constants(model) if case.op else {}).items()
@@ -73,3 +75,15 @@ class BenchFolder:
                 for n, a in fed.items()
             },
         }
+
+    def _quantised(self, model: Path, key: str) -> dict[str, str]:
+        """Our int8 bundle, and what ONNX Runtime's tool makes of the model."""
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        theirs = model.with_suffix(".int8.onnx")
+        if not theirs.exists():
+            quantize_dynamic(model, theirs, weight_type=QuantType.QInt8)
+        ours = self.folder / "bundles" / f"{key}-int8"
+        if not ours.exists():
+            export(model, ours, quantize="int8")
+        return {"bundleInt8": f"../bundles/{ours.name}/", "modelInt8": f"../models/{theirs.name}"}

@@ -6,7 +6,7 @@
 // win.
 
 /** @typedef {{name: string, dims: Record<string, number>, op: Record<string, any>, model: string, expected: string,
- *   bundle: string, constants: Record<string, {url: string, shape: number[]}>,
+ *   bundle: string, bundleInt8: string, modelInt8: string, constants: Record<string, {url: string, shape: number[]}>,
  *   feeds: Record<string, {type: string, shape: number[], url: string}>}} CaseInfo */
 /** @typedef {{provider: "wasm"|"webgpu", threads: number, rounds: number, budgetMs: number,
  *   runtimes: string[], inFlight?: number, graphCapture?: boolean}} Options */
@@ -173,7 +173,19 @@ class TfJs {
   async release() {}
 }
 
-const RUNTIMES = /** @type {Record<string, any>} */ ({ ours: Ours, ort: OrtWeb, tfjs: TfJs });
+class OursInt8 extends Ours {
+  /** @param {CaseInfo} info */
+  async prepare(info) { await super.prepare({ ...info, bundle: info.bundleInt8 }); }
+}
+
+class OrtInt8 extends OrtWeb {
+  /** @param {CaseInfo} info */
+  async prepare(info) { await super.prepare({ ...info, model: info.modelInt8 }); }
+}
+
+const RUNTIMES = /** @type {Record<string, any>} */ ({
+  ours: Ours, ort: OrtWeb, tfjs: TfJs, ours_int8: OursInt8, ort_int8: OrtInt8,
+});
 
 /** @param {ArrayLike<number>} got @param {ArrayLike<number>} want */
 function relativeError(got, want) {
