@@ -182,6 +182,8 @@ class Matmul:
       q = min(round(a * inv) + zero, 127), in f32, half to even
     and ACC = (hi - lo) / 127 * scale * (sum_k q w - zero * sum_k w), the sum in exact integers.
     A row with an infinity or NaN gives NaN. Where hi - lo is below 1e-30 the row counts as zeros.
+    A in I32: an exact product, ACC = sum_k A w in I32, with no scales. A holds 16-bit numbers and
+    no partial sum may pass 2^24 in magnitude, so that f32 can stand in for integers.
 
     With `blocks` (`b` None) operand 1 is block-quantised, and `final` loads from the operands
     after those that `Blocks` speaks of.
@@ -211,7 +213,7 @@ class Conv:
     N = output channel in group, so [groups][ceil(cout/groups/8)][kh*kw*cin/groups][8]. Depthwise
     (groups == cin == cout): [kh*kw][cout]. AXIS in `final`: batch, y, x, output channel.
     Padding at the far edges is implied by `out_size`. Operand 1 of storage I8: int8 panels per
-    group as in `Matmul`, whose rows are the windows, each rounded by its own range.
+    group as in `Matmul`, whose rows are the windows, each rounded by its own range, or exact.
     """
 
     batch: Dim

@@ -33,11 +33,7 @@ def pack_conv(weight: Array, groups: int) -> Array:
 
     K runs over (ky, kx, channel in group), as an image with contiguous channels is read.
     """
-    if weight.ndim == 3:
-        weight = weight[:, :, None, :]
-    cout, cin, kh, kw = weight.shape
-    matrix = weight.reshape(groups, cout // groups, cin, kh * kw).transpose(0, 3, 2, 1)
-    return pack_panels(matrix.reshape(groups, kh * kw * cin, cout // groups))
+    return pack_panels(_columns(weight, groups))
 
 
 def pack_depthwise(weight: Array) -> Array:
@@ -96,11 +92,22 @@ def pack_int8_quantised(weights: Array, scale: Array) -> Array:
 
 def pack_int8_conv(weight: Array, groups: int) -> Array:
     """ONNX's weight (cout, cin/groups, [kh,] kw) as int8 panels per group; one scale per cout."""
+    return pack_int8_panels(_columns(weight, groups))
+
+
+def pack_exact_conv(weight: Array, groups: int) -> Array:
+    """The same of whole numbers that fit i8; all scales are 1."""
+    columns = _columns(weight, groups).astype(np.int8)
+    return pack_int8_quantised(columns, np.ones((groups, columns.shape[-1]), np.float32))
+
+
+def _columns(weight: Array, groups: int) -> Array:
+    """ONNX's weight as K x N matrices, one per group, K over (ky, kx, channel)."""
     if weight.ndim == 3:
         weight = weight[:, :, None, :]
     cout, cin, kh, kw = weight.shape
     matrix = weight.reshape(groups, cout // groups, cin, kh * kw).transpose(0, 3, 2, 1)
-    return pack_int8_panels(matrix.reshape(groups, kh * kw * cin, cout // groups))
+    return matrix.reshape(groups, kh * kw * cin, cout // groups)
 
 
 def bit_fields(data: Array, bits: int) -> Array:

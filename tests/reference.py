@@ -305,11 +305,14 @@ def unpack(panels: Array, k: int, n: int) -> Array:
 
 
 def int8_product(a: Array, panels: Array, k: int, n: int) -> Array:
-    """Rows of A, rounded as `spec.Matmul` says, times int8 panels; NaN for rows that hold one."""
+    """Rows of A, rounded as `spec.Matmul` says, times int8 panels; NaN for rows that hold one.
+    Integer rows are taken as they are."""
     k4, blocks = -(-k // 4) * 4, -(-n // PANEL)
     raw = panels.astype(np.int8).reshape(blocks, -1)
     weights = raw[:, : k4 * PANEL].reshape(blocks, k4 // 4, PANEL, 4).astype(np.int64)
     weights = weights.transpose(1, 3, 0, 2).reshape(k4, blocks * PANEL)[:k, :n]
+    if a.dtype.kind == "i":
+        return np.asarray(a.astype(np.int64) @ weights)
     scale = np.ascontiguousarray(raw[:, k4 * PANEL :][:, : 4 * PANEL]).view(np.float32)
     rows = a.astype(np.float32).reshape(-1, k)
     low, high = rows.min(-1, initial=0), rows.max(-1, initial=0)
@@ -401,7 +404,8 @@ def _conv(spec: Conv, operands: list[Array], env: dict[str, int]) -> tuple[Array
     x = operands[0][_view(spec.x, _grid([batch, h, w, spec.cin]), env)]
     reach_y = (oh - 1) * spec.stride[0] + (spec.kernel[0] - 1) * spec.dilation[0] + 1
     reach_x = (ow - 1) * spec.stride[1] + (spec.kernel[1] - 1) * spec.dilation[1] + 1
-    padded = np.zeros((batch, max(reach_y, top + h, 1), max(reach_x, left + w, 1), spec.cin))
+    room = (batch, max(reach_y, top + h, 1), max(reach_x, left + w, 1), spec.cin)
+    padded = np.zeros(room, x.dtype)
     padded[:, top : top + h, left : left + w] = x
     if spec.operands[1] is Storage.I8:
         acc = _int8_windows(spec, padded, operands[1], (batch, oh, ow))

@@ -92,8 +92,9 @@ def _int8_space(spec: Conv, caps: WasmCaps, panels: int) -> list[Knobs]:
     block = (max(1, min(height, most // width)), width)
     pixels = _pixels(spec, block)
     found: dict[Knobs, None] = {}
+    short = caps.relaxed and spec.operands[0] is not Storage.I32
     for tile in int8.TILES:
-        fits = tile.registers(caps.relaxed) <= caps.simd_registers
+        fits = tile.registers(short) <= caps.simd_registers
         if fits and tile.panels <= panels and (pixels is None or tile.rows <= pixels):
             found[Knobs(tile.rows, tile.panels, tile.unroll, block)] = None
     candidates = list(found)
@@ -448,7 +449,7 @@ class _Int8Emitter(_Emitter):
     def __init__(self, module: Module, spec: Conv, knobs: Knobs) -> None:
         super().__init__(module, spec, knobs)
         self.column_bytes = int8_panel_bytes(self.k) // PANEL
-        self.pitch = int8.pitch(module, self.k)
+        self.pitch = int8.pitch(module, self.k, self.integer)
         self.records_at = self.scratch
         self.scratch = align(self.records_at + self.pixels * self.pitch + 128, 64)
         self._records = self._round()
@@ -457,7 +458,8 @@ class _Int8Emitter(_Emitter):
         return f.hold(affine(size(self.width, frame.args)) * self.pitch), self.pitch
 
     def _products(self, f: Function, tile: Tile, rows: list[Row], b: Local) -> list[list[Local]]:
-        core = int8.Core(f, int8.Tile(tile.rows, tile.panels, tile.unroll), self.k, rows, b)
+        bytes_tile = int8.Tile(tile.rows, tile.panels, tile.unroll)
+        core = int8.Core(f, bytes_tile, self.k, rows, b, self.integer)
         core.run()
         return core.acc
 
@@ -484,7 +486,7 @@ class _Int8Emitter(_Emitter):
         back = f.hold(affine(down) - affine(width) * right)
         strides = [f.hold(stride) for _, stride in self.loops]
         counts = [int(count) for count, _ in self.loops if isinstance(count, int)]
-        row = int8.quantise_row(self.module, counts, self.run)
+        row = int8.row_function(self.module, counts, self.run, self.integer)
         i, j = f.locals(I32, 2)
         with f.loop_range(i, 0, height):
             with f.loop_range(j, 0, width):

@@ -26,14 +26,14 @@ _MAGIC_BITS = 0x4B400000
 _TINY = 1e-30
 
 
-def width(module: Module) -> int:
-    """Bytes per number of a row."""
-    return 1 if module.target.relaxed else 2
+def width(module: Module, exact: bool = False) -> int:
+    """Bytes per number of a row; `exact`: rows hold numbers of 16 bits that are not rounded."""
+    return 1 if module.target.relaxed and not exact else 2
 
 
-def pitch(module: Module, k: int) -> int:
+def pitch(module: Module, k: int, exact: bool) -> int:
     """Bytes from one row record to the next."""
-    return HEADER + -(-k // 16) * 16 * width(module)
+    return HEADER + -(-k // 16) * 16 * width(module, exact)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +71,20 @@ def cost(rows: int, panels: int) -> float:
 
 
 class Core:
-    """The sums of one tile, in one function; afterwards `acc` holds floats.
+    """The sums of one tile, in one function; afterwards `acc` holds floats, or integers if exact.
 
     rows: where each row's record is. b: address of the first panel; it is moved.
     """
 
-    def __init__(self, f: Function, tile: Tile, k: int, rows: list[Row], b: Local) -> None:
+    def __init__(
+        self, f: Function, tile: Tile, k: int, rows: list[Row], b: Local, exact: bool
+    ) -> None:
         self.f, self.tile, self.k, self.rows, self.b = f, tile, k, rows, b
-        self.relaxed = f.module.target.relaxed
+        self.exact = exact
+        self.relaxed = f.module.target.relaxed and not exact
         self.quads = -(-k // 4)
         self.pointers = list(dict.fromkeys(pointer for pointer, _ in rows))
-        self.width = width(f.module)
+        self.width = width(f.module, exact)
         self.panel = int8_panel_bytes(k)
         vectors = tile.columns // 4
         self.vectors = [p * self.panel + 16 * v for p in range(tile.panels) for v in (0, 1)]
@@ -176,7 +179,7 @@ class Core:
             f.set(accs[r][v])
 
     def _finish(self, moved: int) -> None:
-        """acc = row scale * column scale * (sum - zero point * column sum)."""
+        """acc = row scale * column scale * (sum - zero point * column sum); the sum if exact."""
         f = self.f
         if not self.relaxed:
             for low, high in zip(self.acc, self.high, strict=True):
@@ -187,6 +190,8 @@ class Core:
                     f.i32x4_shuffle(1, 3, 5, 7)
                     f.i32x4_add()
                     f.set(a)
+        if self.exact:
+            return
         back = moved * 4 * self.width
         tail = (self.quads - moved) * 4 * PANEL
         scale, zero = self.columns[0], self.spread
@@ -209,6 +214,40 @@ class Core:
                 f.f32x4_mul()
                 f.f32x4_mul()
                 f.set(acc)
+
+
+def row_function(module: Module, counts: Sequence[int], run: int, exact: bool) -> Function:
+    """What makes row records: (source, target, strides...), see `quantise_row`."""
+    return (_narrow_row if exact else quantise_row)(module, counts, run)
+
+
+def _narrow_row(module: Module, counts: Sequence[int], run: int) -> Function:
+    """Like `quantise_row` from i32 to i16, as they are."""
+
+    def build(f: Function) -> None:
+        source, target, *strides = f.params
+        to, i = f.value(target + HEADER), f.local(I32)
+
+        def store(lanes: int) -> None:
+            for half in (0, 1):
+                f.push(to)
+                for v in (2 * half, 2 * half + 1):
+                    f.v128_load(addr=at + 16 * v)
+                    _mask(f, lanes - 4 * v)
+                f.i16x8_narrow_i32x4_s()
+                f.v128_store(16 * half)
+
+        with _runs(f, source, counts, strides) as at:
+            with f.loop_range(i, 0, run // 16):
+                store(16)
+                f.assign(at, at + 64)
+                f.assign(to, to + 32)
+            if run % 16:
+                store(run % 16)
+                f.assign(to, to + run % 16 * 2)
+
+    name = "x".join(map(str, (*counts, run)))
+    return module.helper(f"narrow_{name}", [I32] * (2 + len(counts)), [], build)
 
 
 def quantise_row(module: Module, counts: Sequence[int], run: int) -> Function:

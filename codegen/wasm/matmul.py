@@ -132,8 +132,9 @@ def _int8_space(spec: Matmul, caps: WasmCaps, most: int) -> list[Knobs]:
     rows = spec.m if isinstance(spec.m, int) else None
     assert isinstance(spec.k, int)
     block = max(32, min(512, (128 << 10) // max(spec.k, 1)))
+    short = caps.relaxed and spec.operands[0] is not Storage.I32
     for tile in int8.TILES:
-        fits = tile.registers(caps.relaxed) <= caps.simd_registers
+        fits = tile.registers(short) <= caps.simd_registers
         if fits and tile.panels <= most and (rows is None or tile.rows <= max(rows, 1)):
             found[Knobs(tile.rows, tile.panels, tile.unroll, block)] = None
     candidates = list(found)
@@ -563,7 +564,8 @@ class _Int8Emitter(_Emitter):
     def __init__(self, module: Module, spec: Matmul, knobs: Knobs) -> None:
         assert isinstance(spec.k, int), "a packed constant has a static K"
         self.k = spec.k
-        self.pitch = int8.pitch(module, self.k)
+        self.exact = spec.operands[0] is Storage.I32
+        self.pitch = int8.pitch(module, self.k, self.exact)
         self.row_at = 0
         super().__init__(module, spec, knobs)
         self.pack_a = True
@@ -592,7 +594,7 @@ class _Int8Emitter(_Emitter):
                 base = f.value(a + affine(m0) * self.pitch)
                 rows = [(base, r * self.pitch) for r in range(tile.rows)]
                 f.assign(b_now, b)
-                core = int8.Core(f, bytes_tile, self.k, rows, b_now)
+                core = int8.Core(f, bytes_tile, self.k, rows, b_now, self.exact)
                 core.run()
                 at: list[list[IntLike]] = [[m0 + r] for r in range(tile.rows)]
                 self.epilogue.store_tile(f, frame, core.acc, at, n0, n0, dump)
@@ -626,7 +628,7 @@ class _Int8Emitter(_Emitter):
                     f.push(source, near, 1, 0, self.k, sk, 0)
                     f.call(copy_plane(self.module))
                 f.push(near, to)
-                f.call(int8.quantise_row(self.module, (), self.k))
+                f.call(int8.row_function(self.module, (), self.k, self.exact))
                 f.assign(source, source + sm)
                 f.assign(to, to + self.pitch)
         f.assign(a, target - begin * self.pitch)

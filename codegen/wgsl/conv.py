@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from .. import scalar as sc
@@ -96,18 +95,20 @@ def render(spec: Conv, knobs: core.Knobs | Depthwise) -> WgslKernel:
     def axis(node: Scalar) -> Scalar | None:
         return coordinates[int(node.value or 0)] if node.op is Op.AXIS else None
 
+    exact = spec.operands[1] is Storage.I8 and spec.operands[0] is Storage.I32
+    acc_type = Type.I32 if exact else Type.F32
+
     def put(module: Module, put4: str = "put4") -> None:
         module.puts(
             sc.transform(spec.final, axis), _place(spec.out, coordinates), ("z", "m", "n"),
-            Type.F32, lane=2, lane_size=cout, guarded=frozenset((0, 1)), put4=put4,
+            acc_type, lane=2, lane_size=cout, guarded=frozenset((0, 1)), put4=put4,
         )  # fmt: skip
 
     def module() -> Module:
         return Module(spec.operands, spec.output, spec.n_args)
 
     if spec.operands[1] is Storage.I8:
-        raw = partial(define_a, name="raw")
-        return int8.render(product_of(spec), knobs, "conv", module, raw, put)
+        return int8.render(product_of(spec), knobs, "conv", module, define_a, put)
     return core.render(product_of(spec), knobs, core.Parts("conv", module, loads, put))
 
 

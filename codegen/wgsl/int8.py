@@ -1,7 +1,8 @@
 """int8 products: a first pass finds each row's range, then any form of `product` computes.
 
 The product reads A as the whole numbers that its rows are rounded to and B as whole numbers, so
-its sums are exact while they stay below 2^24, and the scales join where results are stored.
+its sums are exact while they stay below 2^24, and the scales join where results are stored. Exact
+products (A in I32) need no ranges and have no scales.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..dims import Dim, ceildiv
-from ..spec import PANEL, int8_panel_bytes
+from ..spec import PANEL, Storage, int8_panel_bytes
 from . import product as core
 from .kernel import Pass, WgslKernel
 from .module import Module, dim_text, fold_grid
@@ -36,32 +37,36 @@ def render(
     knobs: core.Knobs,
     name: str,
     module: Callable[[], Module],
-    define_a: Callable[[Module], None],
+    define_a: Callable[[Module, str], None],
     put: Callable[[Module, str], None],
 ) -> WgslKernel:
-    """`define_a` defines raw_at and raw_load; `put(module, name)` the store of four results."""
+    """`define_a(module, name)` defines NAME_at, NAME_load, ...; `put(module, name)` the store of
+    four results."""
     assert isinstance(p.k, int), "a packed constant has a static K"
     panel = int8_panel_bytes(p.k) // 16
     panels = ceildiv(p.n, PANEL)
+    exact = module().operands[0] is Storage.I32
 
     def with_ranges() -> Module:
         made = module()
-        made.scratch.append(_RANGES)
+        if not exact:
+            made.scratch.append(_RANGES)
         return made
 
     def row(module: Module) -> None:
-        module.text("fn row_range(z: i32, m: i32) -> vec4<f32> {",
+        if not exact:
+            module.text("fn row_range(z: i32, m: i32) -> vec4<f32> {",
                     [f"return row_ranges[u32(z) * {dim_text(p.m)} + u32(m)];"])  # fmt: skip
         at = f"((u32(z) * {dim_text(panels)} + u32(n) / 8u) * {panel}u"
         module.text("fn panel_at(z: i32, n: i32) -> u32 {", [f"return {at});"])
 
     def loads(module: Module) -> None:
-        define_a(module)
+        define_a(module, "a" if exact else "raw")
         row(module)
         centred = "min(round({} * range.x), {} - range.y)"
         loaded = ("vec4<f32>", "vec4<f32>(127.0f)")
         kinds = {"at": ("f32", "127.0f"), "load": loaded, "load_checked": loaded}
-        for which, (type_, most) in kinds.items():
+        for which, (type_, most) in kinds.items() if not exact else ():
             module.text(f"fn a_{which}(z: i32, m: i32, k: i32) -> {type_} {{", [
                 "let range = row_range(z, m);",
                 f"return {centred.format(f'raw_{which}(z, m, k)', most)};",
@@ -74,6 +79,10 @@ def render(
 
     def scaled_put(module: Module) -> None:
         put(module, "put4_scaled")
+        if exact:
+            module.text("fn put4(z: i32, m: i32, n: i32, acc: vec4<f32>) {",
+                        ["put4_scaled(z, m, n, vec4<i32>(acc));"])  # fmt: skip
+            return
         if not any("fn row_range" in text for text in module.functions):
             row(module)
         k4 = -(-int(p.k) // 4) if isinstance(p.k, int) else 0
@@ -85,6 +94,8 @@ def render(
 
     parts = core.Parts(f"{name}_int8", with_ranges, loads, scaled_put)
     made = core.render(p, knobs, parts)
+    if exact:
+        return made
     rows = p.z * p.m
     return WgslKernel(
         made.name,
@@ -94,8 +105,8 @@ def render(
     )
 
 
-def _ranges_pass(p: core.Product, module: Module, define_a: Callable[[Module], None]) -> Pass:
-    define_a(module)
+def _ranges_pass(p: core.Product, module: Module, define_a: Callable[[Module, str], None]) -> Pass:
+    define_a(module, "raw")
     fields = RangeFields(
         head=module.head(with_output=False),
         workgroup=_WORKGROUP,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from .. import scalar as sc
@@ -68,9 +67,12 @@ def render(spec: Matmul, knobs: core.Knobs | FewBlocks) -> WgslKernel:
         number = int(node.value or 0)
         return batch[number] if number < rank else sc.axis(1 + number - rank)
 
+    exact = spec.operands[1] is Storage.I8 and spec.operands[0] is Storage.I32
+    acc_type = Type.I32 if exact else Type.F32
+
     def put(module: Module, put4: str = "put4") -> None:
         module.puts(
-            sc.transform(spec.final, axis), _index(spec.out, batch), ("z", "m", "n"), Type.F32,
+            sc.transform(spec.final, axis), _index(spec.out, batch), ("z", "m", "n"), acc_type,
             lane=2, lane_size=spec.n, guarded=frozenset(range(first)), put4=put4,
         )  # fmt: skip
 
@@ -84,8 +86,7 @@ def render(spec: Matmul, knobs: core.Knobs | FewBlocks) -> WgslKernel:
         put(made)
         return blocks.render_few(product_of(spec), spec.blocks, knobs, made, "matmul_blocks")
     if spec.blocks is None and spec.operands[1] is Storage.I8:
-        raw = partial(define_a, name="raw")
-        return int8.render(product_of(spec), knobs, "matmul", module, raw, put)
+        return int8.render(product_of(spec), knobs, "matmul", module, define_a, put)
     return core.render(product_of(spec), knobs, core.Parts("matmul", module, loads, put))
 
 

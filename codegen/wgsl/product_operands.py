@@ -8,6 +8,7 @@ from __future__ import annotations
 from .. import scalar as sc
 from ..dims import Dim, ceildiv
 from ..scalar import Scalar
+from ..spec import Storage
 from .module import Module, dim_multiple, dim_text
 
 
@@ -25,6 +26,7 @@ def define_a(
     Where `inside` is false the element is 0. `vector`: index runs along k, K is a multiple of 4.
     """
     kind = "f16" if half else "f32"
+    integer = module.operands[0] is Storage.I32
     names = {sc.axis(0): "z", sc.axis(1): "m", sc.axis(2): "k"}
     speller = module.speller(names)
     roots = [index] if inside is None else [index, inside]
@@ -38,6 +40,7 @@ def define_a(
     beyond = f"if (u32(k) >= {dim_text(k)}) {{ return vec4<{kind}>(); }}"
     if vector:
         value = module.element4(0, f"u32({at}) / 4u", widen=not half)
+        value = f"vec4<f32>({value})" if integer else value
         module.text(f"fn {name}_load{head} -> vec4<{kind}> {{", [*body, f"return {value};"])
         module.text(f"fn {name}_load_checked{head} -> vec4<{kind}> {{",
                     [beyond, f"return {name}_load(z, m, k);"])  # fmt: skip
@@ -46,6 +49,7 @@ def define_a(
         )
         return
     element = module.element(0, at, widen=not half)
+    element = f"f32({element})" if integer else element
     module.text(f"fn {name}_at{head} -> {kind} {{", [*body, f"return {element};"])
     inner = ", ".join(f"{name}_at(z, m, k{f' + {i}' if i else ''})" for i in range(4))
     module.text(f"fn {name}_load{head} -> vec4<{kind}> {{", [f"return vec4<{kind}>({inner});"])

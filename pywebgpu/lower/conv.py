@@ -13,13 +13,13 @@ from ..codegen.dims import Dim, ceildiv, dim_max, product
 from ..codegen.scalar import Op, Scalar, Type
 from ..codegen.spec import Conv, KernelSpec, Matmul, ReduceOp, Storage, View
 from ..graph import DType, Node
-from ..packing import pack_conv, pack_depthwise, pack_int8_conv
+from ..packing import pack_conv, pack_depthwise, pack_exact_conv, pack_int8_conv
 from .engine import Build, Lowering
 from .index import Space, unravel
 from .matmul import contiguous_unit, matrix_weights
 from .movement import clamp, reshaped
 from .registry import lowers
-from .values import Coordinates, Value
+from .values import Coordinates, Value, scalar_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +119,10 @@ def convolve(
 ) -> Value:
     """1-D or 2-D convolution with constant weights; `rows`: 1x1 may become a product.
 
-    name: the weight's, where it may become bytes.
+    name: the weight's, where it may become bytes. dtype I32: see `matmul.packed`.
     """
-    weight = weight.astype(np.float32)
+    if dtype.is_float:
+        weight = weight.astype(np.float32)
     plain = (
         rows
         and groups == 1
@@ -167,7 +168,7 @@ def _as_product(
     if found is None or not channels_adjacent(found[1]):
         return None
     source, view = found
-    weights, scratch = matrix_weights(lw, weight.reshape(cout, cin).T, name)
+    weights, scratch = matrix_weights(lw, weight.reshape(cout, cin).T, name, dtype)
 
     def build(final: Scalar, store: Any) -> KernelSpec:
         return Matmul(
@@ -175,7 +176,10 @@ def _as_product(
             contiguous_unit(store, 1, cout), final, (), _storage(final),
         )  # fmt: skip
 
-    return lw.core(dtype, shape, (m, cout), there, Build(build, scratch), fixed=(source, weights))
+    return lw.core(
+        dtype, shape, (m, cout), there, Build(build, scratch), fixed=(source, weights),
+        acc=scalar_type(dtype),
+    )  # fmt: skip
 
 
 def _storage(final: Scalar) -> Storage:
@@ -212,7 +216,7 @@ def _as_conv(
         (lambda view: True) if direct else accept,
     )
     view = contiguous_unit(view, 3, cin)
-    weights, scratch = _weights(lw, weight, groups, name)
+    weights, scratch = _weights(lw, weight, groups, name, dtype)
     none: tuple[Any, ...] = () if rank == 4 else (0,)
 
     def build(final: Scalar, store: Any) -> KernelSpec:
@@ -236,15 +240,17 @@ def _as_conv(
 
     return lw.core(
         dtype, shape, (batch, *out_size, cout), lambda c: _spatial(c, rank),
-        Build(build, scratch), fixed=(source, weights),
+        Build(build, scratch), fixed=(source, weights), acc=scalar_type(dtype),
     )  # fmt: skip
 
 
 def _weights(
-    lw: Lowering, weight: np.ndarray[Any, Any], groups: int, name: str
+    lw: Lowering, weight: np.ndarray[Any, Any], groups: int, name: str, dtype: DType
 ) -> tuple[int, tuple[int, ...]]:
     """The buffer of a packed weight, and what else its kernel binds (see `Build`)."""
     cout, cin = weight.shape[0], weight.shape[1] * groups
+    if not dtype.is_float:
+        return lw.weight(pack_exact_conv(weight, groups), Storage.I8), ()
     if groups == cin == cout:
         return lw.weight(pack_depthwise(weight), Storage.F32), ()
     if name and lw.int8 is not None:

@@ -12,13 +12,19 @@ from ..codegen.dims import Dim, product
 from ..codegen.scalar import Scalar, Type
 from ..codegen.spec import Blocks, KernelSpec, Matmul, ReduceOp, Storage, View
 from ..graph import DType, Node
-from ..packing import bit_fields, pack_codes, pack_int8_panels, pack_panels
+from ..packing import (
+    bit_fields,
+    pack_codes,
+    pack_int8_panels,
+    pack_int8_quantised,
+    pack_panels,
+)
 from .engine import Build, Lowering, convert
 from .index import unravel
 from .int4 import Int4
 from .movement import reshaped, transposed
 from .registry import lowers
-from .values import Array, Coordinates, Value
+from .values import Array, Coordinates, Value, scalar_type
 
 
 def contiguous_unit(view: View, axis: int, size: Dim) -> View:
@@ -70,7 +76,8 @@ def packed(
 ) -> Value:
     """Product with a constant K x N matrix: all rows of `a` are one long batch-free operand.
 
-    name: the constant's, where it may become bytes.
+    name: the constant's, where it may become bytes. dtype I32: an exact product of 16-bit numbers
+    and a matrix of bytes whose sums stay below 2^24.
     """
     k, n = matrix.shape
     node = "" if lw.node is None else lw.node.name
@@ -79,7 +86,7 @@ def packed(
     rows = shape[:-1]
     m = product(rows)
     source, view = lw.view(a, (m, k), lambda c: _broadcast_rows(a, rows, c))
-    weights, scratch = matrix_weights(lw, matrix, name)
+    weights, scratch = matrix_weights(lw, matrix, name, dtype)
 
     def build(final: Scalar, store: Any) -> KernelSpec:
         return Matmul(
@@ -89,7 +96,7 @@ def packed(
 
     return lw.core(
         dtype, shape, (m, n), lambda c: (*unravel(c[0], rows), c[1]), Build(build, scratch),
-        fixed=(source, weights),
+        fixed=(source, weights), acc=scalar_type(dtype),
     )  # fmt: skip
 
 
@@ -148,8 +155,13 @@ def _constant(lw: Lowering, node: Node, index: int) -> Array:
     return constant
 
 
-def matrix_weights(lw: Lowering, matrix: Array, name: str) -> tuple[int, tuple[int, ...]]:
+def matrix_weights(
+    lw: Lowering, matrix: Array, name: str, dtype: DType = DType.F32
+) -> tuple[int, tuple[int, ...]]:
     """The buffer of a packed K x N constant, and what else its kernel binds (see `Build`)."""
+    if not dtype.is_float:
+        ones = np.ones(matrix.shape[1], np.float32)
+        return lw.weight(pack_int8_quantised(matrix.astype(np.int8), ones), Storage.I8), ()
     node = "" if lw.node is None else lw.node.name
     int8 = None if isinstance(lw.int8, Int4) else lw.int8
     if name and int8 is not None and int8.takes(matrix, node, name):

@@ -131,6 +131,10 @@ def _centred(lw: Lowering, x: Value, zero: Value | None, dtype: DType = DType.I3
     return lw.pointwise(dtype, x.shape, lambda e, z: convert(e - z, kind), x, zero)
 
 
+def fits_bytes(matrix: Array) -> bool:
+    return bool(matrix.size) and int(matrix.min()) >= -128 and int(matrix.max()) <= 127
+
+
 def _whole(x: Scalar) -> Scalar:
     return convert(x, Type.I32)
 
@@ -182,15 +186,19 @@ def integer_product(
     right = _centred(lw, b, b_zero)
     matrix = right.constant
     if matrix is not None and matrix.ndim == 2 and a.rank > 1 and 0 not in matrix.shape:
-        parts = _parts(matrix, _reach(a, a_zero))
+        reach = _reach(a, a_zero)
+        parts = _parts(matrix, reach)
         if parts is not None:
-            left = _centred(lw, a, a_zero, DType.F32)
+            # Numbers of 16 bits meet bytes as they are; others go through f32.
+            narrow = fits_bytes(matrix) and reach < 1 << 15
+            kind = DType.I32 if narrow else DType.F32
+            left = _centred(lw, a, a_zero, kind)
             if len(parts) > 1:
                 lw.materialise(left)
             total: Value | None = None
             for part in parts:
                 rows = _columns(lw, left, part)
-                term = packed(lw, DType.F32, shape, rows, matrix[part])
+                term = packed(lw, kind, shape, rows, matrix[part])
                 if total is None:
                     total = lw.pointwise(DType.I32, shape, _whole, term)
                 else:
@@ -266,8 +274,11 @@ def integer_convolution(
     if array is not None and spatial in (1, 2) and static and array.size:
         sums = np.abs(array.astype(np.int64)).reshape(len(array), -1).sum(1)
         if int(sums.max()) * _reach(x, x_zero) <= EXACT:
-            left = _centred(lw, x, x_zero, DType.F32)
-            made = convolve(lw, DType.F32, shape, left, array, window, groups)
+            # A depthwise kernel is bound by what it reads and writes, not by its weights.
+            depthwise = groups == array.shape[0] == x.shape[1]
+            narrow = fits_bytes(array) and _reach(x, x_zero) < 1 << 15 and not depthwise
+            kind = DType.I32 if narrow else DType.F32
+            made = convolve(lw, kind, shape, _centred(lw, x, x_zero, kind), array, window, groups)
             return lw.pointwise(DType.I32, shape, _whole, made)
     left = _centred(lw, x, x_zero)
     return irregular(lw, DType.I32, shape, left, weights, window, groups)

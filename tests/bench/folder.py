@@ -82,7 +82,7 @@ class BenchFolder:
 
         theirs = model.with_suffix(".int8.onnx")
         if not theirs.exists():
-            quantize_dynamic(model, theirs, weight_type=QuantType.QInt8)
+            quantize_dynamic(model, theirs, weight_type=QuantType.QInt8, per_channel=True)
         ours = self.folder / "bundles" / f"{key}-int8"
         if not ours.exists():
             export(model, ours, quantize="int8")

@@ -18,7 +18,12 @@ from pywebgpu.codegen import scalar as sc
 from pywebgpu.codegen.dims import Dim, symbol
 from pywebgpu.codegen.scalar import Op, Scalar, Type
 from pywebgpu.codegen.spec import Map, Matmul, Storage, View
-from pywebgpu.packing import pack_int8_conv, pack_int8_panels, pack_int8_quantised
+from pywebgpu.packing import (
+    pack_exact_conv,
+    pack_int8_conv,
+    pack_int8_panels,
+    pack_int8_quantised,
+)
 from tests.kernels.harness import check, executors, run_spec, some, space
 from tests.kernels.test_conv import Case, make
 
@@ -190,3 +195,37 @@ def test_convolution(executor: str, name: str, dynamic: bool) -> None:
 @pytest.mark.parametrize("layout", ["nchw_in", "nchw_out"])
 def test_convolution_layouts(executor: str, layout: str) -> None:
     check_conv(executor, CONVOLUTIONS["plain"], **{layout: True})
+
+
+@pytest.mark.parametrize("executor", executors())
+@pytest.mark.parametrize("sizes", [(9, 20, 67), (1, 33, 300), (64, 8, 16), (2, 11, 1)])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_exact_products_of_integers(
+    executor: str, sizes: tuple[int, int, int], dynamic: bool
+) -> None:
+    m, n, k = sizes
+    rng = np.random.default_rng()
+    final = sc.acc(Type.I32) + sc.axis(1)
+    rows = symbol("a0") if dynamic else m
+    i32 = Storage.I32
+    spec = Matmul((), rows, n, k, View((k, 1)), None, View((n, 1)), final, (i32, I8), i32, 1)
+    a, b = rng.integers(-255, 256, (m, k)), rng.integers(-128, 128, (k, n)).astype(np.int8)
+    a[0], b[:, 0] = 255, 127
+    operands = [a, pack_int8_quantised(b, np.ones(n, np.float32))]
+    candidates = some(executor, space(executor, spec))
+    check(executor, spec, operands, [m], m * n, candidates=candidates)
+
+
+@pytest.mark.parametrize("executor", executors())
+@pytest.mark.parametrize("name", ["plain", "strided", "grouped", "dilated"])
+def test_exact_convolutions_of_integers(executor: str, name: str) -> None:
+    case = CONVOLUTIONS[name]
+    rng = np.random.default_rng()
+    spec, (image, _, _), args, count = make(case)
+    i32 = Storage.I32
+    final = sc.acc(Type.I32) - sc.axis(3)
+    spec = replace(spec, operands=(i32, I8), output=i32, final=final)
+    weight = rng.integers(-128, 128, (case.cout, case.cin // case.groups, *case.kernel))
+    operands = [rng.integers(-255, 256, image.size), pack_exact_conv(weight, case.groups)]
+    candidates = some(executor, space(executor, spec))
+    check(executor, spec, operands, args, count, candidates=candidates)
