@@ -24,7 +24,9 @@ class WgslCaps:
 
 MATRIX = (
     "shader-f16",
+    "subgroups",
     "subgroups-of-32",
+    "workgroup-storage-32k",
     "chromium-experimental-subgroup-matrix",
     "matrix-f16-f32-16x16x16",
 )
@@ -36,18 +38,29 @@ class WgslVariant:
     """Shaders for the devices that offer all of `needs`.
 
     What a device offers is names: its WebGPU features; "emulated" where shaders run on the CPU;
-    "subgroups-of-32" where every subgroup has that size; and "matrix-A-R-MxNxK" for each
-    subgroup matrix configuration, A and R being the operands' and the result's types.
+    "subgroups-of-32" where every subgroup has that size; "workgroup-storage-32k" where a
+    workgroup may have as much; and "matrix-A-R-MxNxK" for each subgroup matrix configuration, A
+    and R being the operands' and the result's types.
     """
 
     name: str
     caps: WgslCaps
     needs: tuple[str, ...] = ()
+    check: str = ""
+    """The template of a shader that tries what the variant rests on: its one output is a u32, 0 if
+    all is right. A device on which it is not goes on with the next variant."""
 
 
 WGSL_VARIANTS = (
     WgslVariant("emulated", WgslCaps(emulated=True), ("emulated",)),
-    WgslVariant("matrix", WgslCaps(subgroup_size=(32, 32), f16=True, matrix=True), MATRIX),
+    WgslVariant(
+        "matrix",
+        WgslCaps(
+            max_workgroup_storage=32 << 10, subgroup_size=(32, 32), f16=True, matrix=True, fill=256
+        ),
+        MATRIX,
+        "check_matrix",
+    ),
     WgslVariant("default", WgslCaps()),
 )
 """A device takes the first whose needs it meets; the last runs on every WebGPU device."""

@@ -18,6 +18,7 @@ from .codegen.wasm.abi import weights_base
 from .codegen.wasm.asm import Target
 from .codegen.wasm.model import Call, ModelModule, Operand, Param, Slot, Weight, assemble
 from .codegen.wgsl.kernel import WgslKernel
+from .codegen.wgsl.module import FEATURES
 from .errors import UnsupportedError
 from .plan import Plan, WeightBuffer
 from .records import Winners
@@ -88,12 +89,21 @@ def wgsl_kernels(
 
 
 def wgsl_variants(plan: Plan, winners: Winners = NO_WINNERS) -> dict[str, list[WgslKernel]]:
-    """The kernels of every variant that differs from the last, which is always there."""
+    """The kernels of the last variant, and of those that differ from it where it matters: a
+    variant for devices with some feature has a kernel that uses the feature."""
     made = {v.name: wgsl_kernels(plan, winners, v.name) for v in WGSL_VARIANTS}
-    last = WGSL_VARIANTS[-1].name
-    return {
-        name: kernels for name, kernels in made.items() if name == last or kernels != made[last]
-    }
+    last = made.pop(WGSL_VARIANTS[-1].name)
+    found = {}
+    for variant in WGSL_VARIANTS[:-1]:
+        kernels = made[variant.name]
+        special = set(variant.needs) & FEATURES - _features(last)
+        if kernels != last and (not special or special & _features(kernels)):
+            found[variant.name] = kernels
+    return {**found, WGSL_VARIANTS[-1].name: last}
+
+
+def _features(kernels: Sequence[WgslKernel]) -> set[str]:
+    return {name for kernel in kernels for name in kernel.features}
 
 
 def choose_variant(variants: Iterable[tuple[str, Sequence[str]]], offers: Collection[str]) -> str:

@@ -30,6 +30,7 @@ from .codegen.program import Branch, Item, Loop, Program, Range, Read
 from .codegen.spec import Storage
 from .codegen.wasm.model import Param, Scratch, Size, Slot
 from .codegen.wgsl.kernel import Binding, Pass, Role, WgslKernel
+from .codegen.wgsl.module import fill
 from .errors import BundleError, InputError
 from .graph import DType, SizeCheck
 from .plan import FORMAT_VERSION, Buffer, Plan, Port, SlotBuffer, Step, WeightBuffer
@@ -158,7 +159,7 @@ def _write_files(
 
     for variant, binary in wasm.modules.items():
         write(wasm_file(variant), binary)
-    needs = {v.name: list(v.needs) for v in WGSL_VARIANTS}
+    known = {v.name: v for v in WGSL_VARIANTS}
     gpu_variants = []
     for variant, variant_kernels in wgsl.items():
         codes, kernels = _wgsl_section(variant_kernels)
@@ -167,7 +168,8 @@ def _write_files(
             {
                 "name": variant,
                 "file": wgsl_file(variant),
-                "needs": needs[variant],
+                "needs": list(known[variant].needs),
+                **({"check": fill(check, None)} if (check := known[variant].check) else {}),
                 "kernels": kernels,
             }
         )

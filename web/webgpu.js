@@ -3,6 +3,7 @@
 
 import { align, evaluate } from "./dims.js";
 import { DeviceError } from "./errors.js";
+import { healthy } from "./gpu-check.js";
 import { GpuFrame, callsOf, encode } from "./gpu-frame.js";
 import { GpuMemory, padded } from "./gpu-memory.js";
 import { timePasses } from "./gpu-profile.js";
@@ -45,6 +46,8 @@ export function offers(source) {
   if (!info) return found;
   if (info.isFallbackAdapter) found.add("emulated");
   if (info.subgroupMinSize === 32 && info.subgroupMaxSize === 32) found.add("subgroups-of-32");
+  const limits = /** @type {GPUDevice | GPUAdapter} */ (source).limits;
+  if (limits.maxComputeWorkgroupStorageSize >= 32768) found.add("workgroup-storage-32k");
   for (const { componentType, resultComponentType, M, N, K } of info.subgroupMatrixConfigs ?? []) {
     found.add(`matrix-${componentType}-${resultComponentType}-${M}x${N}x${K}`);
   }
@@ -107,11 +110,17 @@ export class GpuHost {
   async load(bundle, unavailable, tuned) {
     const { manifest } = bundle;
     this.manifest = manifest;
-    const chosen = await this.#choose(manifest);
+    const [first, ...others] = await this.#choose(manifest);
+    const device = await this.#open(first.kernels);
+    let chosen = first;
+    if (first.check && !(await healthy(device, first.check))) {
+      const reason = `the shaders "${first.name}" compute wrong numbers on this device`;
+      unavailable?.push({ feature: `wgsl-${first.name}`, reason });
+      [chosen] = others;
+    }
     this.kernels = this.ownKernels = chosen.kernels;
     this.variant = `wgsl-${chosen.name}`;
     this.codeFile = chosen.file;
-    const device = await this.#open(chosen.kernels);
     bundle.expect([chosen.file, ...manifest.weights.shards]);
     const weights = this.#loadWeights(device, bundle);
     weights.catch(() => {});
@@ -130,13 +139,14 @@ export class GpuHost {
   }
 
   /**
-   * The first variant whose needs the device meets.
+   * The first variant whose needs the device meets, then those without a self-check.
    * @param {Manifest} manifest
    */
   async #choose({ webgpu: { variants } }) {
     const offered = offers(this.given ?? (await this.adapter));
-    const met = variants.find(({ needs }) => needs.every((name) => offered.has(name)));
-    return met ?? variants[variants.length - 1];
+    const met = variants.filter(({ needs }) => needs.every((name) => offered.has(name)));
+    const last = variants[variants.length - 1];
+    return [met[0] ?? last, ...met.slice(1).filter(({ check }) => !check), last];
   }
 
   /** @param {GpuKernel[]} kernels */

@@ -27,6 +27,7 @@ _ENABLES = {
     "chromium-experimental-subgroup-matrix": "enable chromium_experimental_subgroup_matrix;",
 }
 """WebGPU features and the directives that their use in a shader takes."""
+FEATURES = frozenset(_ENABLES)
 
 MAX_GRID = 65535
 """Workgroups per dimension of a dispatch that every device allows."""
@@ -52,8 +53,9 @@ def _environment() -> jinja2.Environment:
 
 
 def fill(template: str, fields: Any) -> str:
-    """The text of `shaders/<template>.wgsl.j2` over one dataclass's fields."""
-    values = {name: getattr(fields, name) for name in fields.__dataclass_fields__}
+    """The text of `shaders/<template>.wgsl.j2` over one dataclass's fields, or over none."""
+    names = () if fields is None else fields.__dataclass_fields__
+    values = {name: getattr(fields, name) for name in names}
     return _environment().get_template(f"{template}.wgsl.j2").render(values)
 
 

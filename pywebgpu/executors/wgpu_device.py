@@ -168,6 +168,8 @@ class Gpu:
             found.add("emulated")
         if self._subgroup_size == (32, 32):
             found.add("subgroups-of-32")
+        if self.limits["max-compute-workgroup-storage-size"] >= 32 << 10:
+            found.add("workgroup-storage-32k")
         return frozenset(found)
 
     # ---- buffers -----------------------------------------------------------------------------

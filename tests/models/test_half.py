@@ -9,6 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from pywebgpu.build import choose_variant
+from pywebgpu.bundle import Bundle
+from pywebgpu.codegen.caps import MATRIX
 from pywebgpu.errors import BundleError, DeviceError
 from pywebgpu.export import export
 from pywebgpu.session import InferenceSession
@@ -60,3 +63,27 @@ def test_webassembly_refuses_by_name(tmp_path: Path) -> None:
     export(DIGITS, tmp_path / "f16", dtype="f16")
     with pytest.raises((BundleError, DeviceError), match="wasm variant"):
         InferenceSession(tmp_path / "f16", providers=["wasm"])
+
+
+def test_devices_with_subgroup_matrices_have_shaders_of_their_own(tmp_path: Path) -> None:
+    """Only where products are stored as f16, and only for devices that meet every need."""
+    rng = np.random.default_rng()
+    weight = rng.standard_normal((256, 512)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [256, 256])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [256, 512])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    for dtype, expected in (("f32", []), ("f16", ["matrix"])):
+        export(model.SerializeToString(), tmp_path / dtype, dtype=dtype)
+        bundle = Bundle.load(tmp_path / dtype)
+        variants = bundle.wgsl_variants()
+        assert [n for n, _ in variants if n not in ("emulated", "default")] == expected
+        assert choose_variant(variants, ["shader-f16", "subgroups"]) == "default"
+    assert choose_variant(variants, MATRIX) == "matrix"
+    (kernel,) = bundle.wgsl_kernels("matrix")
+    assert "subgroupMatrixMultiplyAccumulate" in kernel.passes[0].code
+    assert "chromium-experimental-subgroup-matrix" in kernel.features

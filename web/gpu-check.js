@@ -1,0 +1,42 @@
+// A device may say that it can do what its driver does wrongly: shaders that find out.
+
+/**
+ * Whether a shader that checks itself compiles, runs and writes 0 to its one u32.
+ * @param {GPUDevice} device
+ * @param {string} code
+ */
+export async function healthy(device, code) {
+  device.pushErrorScope("validation");
+  const found = await run(device, code).catch(() => null);
+  return (await device.popErrorScope()) === null && found === 0;
+}
+
+/**
+ * @param {GPUDevice} device
+ * @param {string} code
+ */
+async function run(device, code) {
+  const { STORAGE, COPY_SRC, COPY_DST, MAP_READ } = GPUBufferUsage;
+  const pipeline = await device.createComputePipelineAsync({
+    layout: "auto",
+    compute: { module: device.createShaderModule({ code }), entryPoint: "main" },
+  });
+  const output = device.createBuffer({ size: 4, usage: STORAGE | COPY_SRC | COPY_DST });
+  const staging = device.createBuffer({ size: 4, usage: MAP_READ | COPY_DST });
+  device.queue.writeBuffer(output, 0, new Uint32Array([0xffffffff])); // not run is not right
+  const encoder = device.createCommandEncoder();
+  const pass = encoder.beginComputePass();
+  pass.setPipeline(pipeline);
+  const layout = pipeline.getBindGroupLayout(0);
+  const entries = [{ binding: 0, resource: { buffer: output } }];
+  pass.setBindGroup(0, device.createBindGroup({ layout, entries }));
+  pass.dispatchWorkgroups(1);
+  pass.end();
+  encoder.copyBufferToBuffer(output, 0, staging, 0, 4);
+  device.queue.submit([encoder.finish()]);
+  await staging.mapAsync(GPUMapMode.READ);
+  const [wrong] = new Uint32Array(staging.getMappedRange());
+  output.destroy();
+  staging.destroy();
+  return wrong;
+}
