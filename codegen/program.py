@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from .dims import Dim
+from .dims import Dim, dim_from_json, dim_json
 
 LOOP_LIMIT = 1 << 16
 """Turns after which a loop whose end only its data know is given up."""
@@ -104,3 +105,47 @@ def looked_at(program: Sequence[Item]) -> list[int]:
         elif isinstance(item, Branch):
             found[item.condition] = None
     return list(found)
+
+
+def program_json(program: Sequence[Item]) -> list[dict[str, Any]]:
+    """The program's items: each an object with one key, which says what it is."""
+    found: list[dict[str, Any]] = []
+    for item in program:
+        if isinstance(item, Range):
+            found.append({"steps": [item.first, item.end]})
+        elif isinstance(item, Read):
+            content = {"symbol": item.symbol, "buffer": item.buffer, "most": dim_json(item.most)}
+            found.append({"read": {**content, "where": item.where}})
+        elif isinstance(item, Loop):
+            loop = {
+                "trips": dim_json(item.trips),
+                "limited": item.limited,
+                "body": program_json(item.body),
+                "where": item.where,
+            }
+            found.append({"loop": loop if item.going is None else {**loop, "going": item.going}})
+        else:
+            then, otherwise = program_json(item.then), program_json(item.otherwise)
+            branch = {"condition": item.condition, "then": then, "else": otherwise}
+            found.append({"branch": branch})
+    return found
+
+
+def program_from_json(data: list[dict[str, Any]]) -> Program:
+    """The inverse of `program_json`."""
+    found: list[Item] = []
+    for item in data:
+        ((kind, content),) = item.items()
+        if kind == "steps":
+            found.append(Range(*content))
+        elif kind == "read":
+            most = dim_from_json(content["most"])
+            found.append(Read(content["symbol"], content["buffer"], most, content["where"]))
+        elif kind == "loop":
+            trips, body = dim_from_json(content["trips"]), program_from_json(content["body"])
+            going, limited = content.get("going"), content["limited"]
+            found.append(Loop(trips, going, limited, body, content["where"]))
+        else:
+            then, otherwise = (program_from_json(content[k]) for k in ("then", "else"))
+            found.append(Branch(content["condition"], then, otherwise))
+    return tuple(found)

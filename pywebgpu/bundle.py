@@ -26,7 +26,7 @@ from .codegen import GENERATOR_VERSION
 from .codegen.caps import WGSL_VARIANTS
 from .codegen.codec import spec_from_json, spec_to_json
 from .codegen.dims import dim_from_json, dim_json
-from .codegen.program import Branch, Item, Loop, Program, Range, Read
+from .codegen.program import program_from_json, program_json
 from .codegen.spec import Storage
 from .codegen.wasm.model import Param, Scratch, Size, Slot
 from .codegen.wgsl.kernel import Binding, Pass, Role, WgslKernel
@@ -243,50 +243,6 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             for c in plan.checks
         ],
     }
-
-
-def program_json(program: Program) -> list[dict[str, Any]]:
-    """The program's items: each an object with one key, which says what it is."""
-    found: list[dict[str, Any]] = []
-    for item in program:
-        if isinstance(item, Range):
-            found.append({"steps": [item.first, item.end]})
-        elif isinstance(item, Read):
-            content = {"symbol": item.symbol, "buffer": item.buffer, "most": dim_json(item.most)}
-            found.append({"read": {**content, "where": item.where}})
-        elif isinstance(item, Loop):
-            loop = {
-                "trips": dim_json(item.trips),
-                "limited": item.limited,
-                "body": program_json(item.body),
-                "where": item.where,
-            }
-            found.append({"loop": loop if item.going is None else {**loop, "going": item.going}})
-        else:
-            then, otherwise = program_json(item.then), program_json(item.otherwise)
-            branch = {"condition": item.condition, "then": then, "else": otherwise}
-            found.append({"branch": branch})
-    return found
-
-
-def program_from_json(data: list[dict[str, Any]]) -> Program:
-    """The inverse of `program_json`."""
-    found: list[Item] = []
-    for item in data:
-        ((kind, content),) = item.items()
-        if kind == "steps":
-            found.append(Range(*content))
-        elif kind == "read":
-            most = dim_from_json(content["most"])
-            found.append(Read(content["symbol"], content["buffer"], most, content["where"]))
-        elif kind == "loop":
-            trips, body = dim_from_json(content["trips"]), program_from_json(content["body"])
-            going, limited = content.get("going"), content["limited"]
-            found.append(Loop(trips, going, limited, body, content["where"]))
-        else:
-            then, otherwise = (program_from_json(content[k]) for k in ("then", "else"))
-            found.append(Branch(content["condition"], then, otherwise))
-    return tuple(found)
 
 
 def _port_json(port: Port) -> dict[str, Any]:

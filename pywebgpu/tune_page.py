@@ -27,6 +27,7 @@ from .codegen import wgsl as wgsl_target
 from .codegen.caps import MATRIX, WasmCaps, WgslCaps
 from .codegen.codec import spec_from_json
 from .codegen.dims import dim_from_json, dim_json, evaluate
+from .codegen.program import Program, looked_at, program_from_json
 from .codegen.spec import KernelSpec
 from .codegen.wasm.asm import Target as WasmFeatures
 from .codegen.wasm.model import Call, Operand, Slot, Weight, assemble
@@ -89,19 +90,23 @@ class _Model:
             ]
         )
 
+    def place(self, number: int) -> Operand:
+        """Where a buffer lies in the wasm module's memory."""
+        buffer = self.manifest["buffers"][number]
+        return Weight(buffer["weight"]) if "weight" in buffer else Slot(buffer["slot"])
+
+    def program(self) -> tuple[Program, dict[int, Operand]]:
+        """In which order, and the places of the buffers that decide it."""
+        program = program_from_json(self.manifest["program"])
+        return program, {number: self.place(number) for number in looked_at(program)}
+
     def calls(self) -> list[Call]:
         """The steps as the wasm module plays them."""
-        buffers = self.manifest["buffers"]
-
-        def place(number: int) -> Operand:
-            buffer = buffers[number]
-            return Weight(buffer["weight"]) if "weight" in buffer else Slot(buffer["slot"])
-
         return [
             Call(
                 step["kernel"],
-                tuple(map(place, step["operands"])),
-                place(step["output"]),
+                tuple(map(self.place, step["operands"])),
+                self.place(step["output"]),
                 tuple(dim_from_json(arg) for arg in step["args"]),
             )
             for step in self.manifest["steps"]
@@ -130,7 +135,7 @@ class _Wasm:
             count += picked is not None and picked != space[0]
             kernels.append((spec, space[0] if picked is None else picked))
         features = WasmFeatures(relaxed=self.caps.relaxed, threads=self.caps.threads)
-        made = assemble(kernels, model.calls(), features)
+        made = assemble(kernels, model.calls(), features, *model.program())
         scratch = dim_json(made.scratch_per_thread)
         return {"wasm": made.binary, "scratchPerThread": scratch}, count
 

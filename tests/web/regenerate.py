@@ -14,6 +14,7 @@ from pywebgpu.codegen import wasm, wgsl
 from pywebgpu.codegen.caps import WGSL_VARIANTS, WasmCaps
 from pywebgpu.codegen.codec import spec_from_json
 from pywebgpu.codegen.dims import dim_from_json
+from pywebgpu.codegen.program import looked_at, program_from_json
 from pywebgpu.codegen.wasm.asm import Module, Target
 from pywebgpu.codegen.wasm.model import Call, Slot, Weight, assemble
 
@@ -46,11 +47,13 @@ def regenerate(manifest_text: str, specs_text: str) -> dict[str, str]:
         )
         for step in manifest["steps"]
     ]
+    program = program_from_json(manifest["program"])
+    places = {number: place(number) for number in looked_at(program)}
     for variant in manifest["wasm"]["variants"]:
         caps = WasmCaps(relaxed=variant["relaxed"], threads=variant["threads"])
         target = Target(relaxed=caps.relaxed, threads=caps.threads)
         chosen = [(spec, wasm.space(spec, caps)[0]) for spec in specs]
-        made[variant["file"]] = assemble(chosen, calls, target).binary
+        made[variant["file"]] = assemble(chosen, calls, target, program, places).binary
         for i, (spec, knobs) in enumerate(chosen):
             module = Module(target)
             wasm.emit(module, spec, knobs)
