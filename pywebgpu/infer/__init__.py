@@ -1,6 +1,6 @@
 """Types, shapes and known sizes of every value; see `engine.infer_graph`."""
 
-from . import contrib, control, elementwise, movement, neural, reduce, sample, symbolic
+from . import contrib, control, counted, elementwise, movement, neural, reduce, sample, symbolic
 from .engine import Problems, infer_graph, infer_node, unbound_sizes
 from .registry import DataDependent
 
@@ -9,6 +9,7 @@ __all__ = [
     "Problems",
     "contrib",
     "control",
+    "counted",
     "elementwise",
     "infer_graph",
     "infer_node",

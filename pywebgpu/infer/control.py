@@ -18,12 +18,12 @@ def _body(site: Site, name: str = "body") -> Graph:
     return body
 
 
-def count(site: Site, what: str, most: Dim, output: int = 0) -> Dim:
+def count(site: Site, what: str, most: Dim) -> Dim:
     """A size that the node finds out while it runs: 0 .. most.
 
     Its name stays the same however often the node is looked at.
     """
-    name = f"{site.node.outputs[output] or site.node.outputs[0]}_{what}"
+    name = f"{next(filter(None, site.node.outputs))}_{what}"
     site.graph.counted[name] = most
     return symbol(name)
 

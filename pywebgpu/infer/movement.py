@@ -149,6 +149,8 @@ def infer_tile(site: Site) -> TensorType:
     repeats = site.sizes(1, "the repeats")
     if len(repeats) != len(x.shape):
         raise site.error("repeats needs one entry per axis", got=repeats, expected=len(x.shape))
+    if any(symbolic.less(r, 0) for r in repeats):
+        raise site.error("a number of repeats is out of range", got=repeats, expected="0 or more")
     array = el.elements(site, 0) if el.any_symbolic(site) else None
     if array is not None and all(isinstance(r, int) for r in repeats):
         el.know(site, np.tile(array, [int(r) for r in repeats if isinstance(r, int)]))
@@ -411,11 +413,6 @@ def infer_one_hot(site: Site) -> TensorType:
     depth = given.ravel()[0] if given is not None else site.sizes(1, "the depth")[0]
     axis = site.axis(site.attr("axis", -1), len(index.shape) + 1)
     return TensorType(values.dtype, (*index.shape[:axis], depth, *index.shape[axis:]))
-
-
-@infers("NonZero")
-def infer_non_zero(site: Site) -> TensorType:
-    return TensorType(DType.I64, (len(site.shape(0)), site.fresh_dim(0)))
 
 
 __all__ = ["int_of", "mod", "slice_bound"]

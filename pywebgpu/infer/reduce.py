@@ -8,6 +8,7 @@ from ..codegen.dims import Dim, product
 from ..graph import DType, TensorType
 from . import elements as el
 from . import symbolic
+from .control import count
 from .registry import Site, infers, like
 
 _REDUCTIONS = (
@@ -73,7 +74,11 @@ def infer_arg(site: Site) -> TensorType:
 def infer_top_k(site: Site) -> list[TensorType]:
     x = site.input(0)
     axis = site.axis(site.attr("axis", -1), len(x.shape))
-    k, size = site.sizes(1, "k")[0], x.shape[axis]
+    size, known = x.shape[axis], site.value(1)
+    k = known[0] if known is not None else count(site, "k", size)
+    if known is None:
+        shape = (*x.shape[:axis], k, *x.shape[axis + 1 :])
+        return [like(x, shape), like(x, shape, DType.I64)]
     if symbolic.less(size, k) or symbolic.less(k, 0):
         raise site.error("k is out of range", got=k, expected=f"0..{size}")
     site.require(symbolic.smallest(k, size), k)

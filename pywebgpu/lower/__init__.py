@@ -12,6 +12,7 @@ from . import (  # noqa: F401  (each registers its operators)
     bits,
     control,
     conv,
+    counted,
     elementwise,
     gather,
     generate,

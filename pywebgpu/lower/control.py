@@ -64,7 +64,7 @@ def lower_if(lw: Lowering, node: Node) -> list[Value]:
     return [_held(lw, types[name], buffers[name]) for name in types]
 
 
-class _Turns:
+class Turns:
     """A loop's state: the number of the turn, and the carried values, now and in the next turn."""
 
     def __init__(self, lw: Lowering, types: Sequence[TensorType], start: Sequence[Value]) -> None:
@@ -99,6 +99,10 @@ class _Turns:
         for value, row in zip(results[len(results) - len(rows) :], rows, strict=True):
             if row is not None:
                 inner.fill(value, *row)
+        return self.end(inner)
+
+    def end(self, inner: Lowering) -> tuple[Item, ...]:
+        """What `inner` does is a turn: pass on what is carried, count up. Returns the turn."""
         for type_, source, to in zip(self.types, self.following, self.now, strict=True):
             inner.copy_to(_held(inner, type_, source), to)
         counted = inner.copy(inner.virtual(DType.I32, (), lambda c: self.number + 1))
@@ -119,7 +123,7 @@ def lower_loop(lw: Lowering, node: Node) -> list[Value]:
     if not (on and always_on(graph)):
         yes = lw.constant(np.array(True), DType.BOOL)
         going = lw.flag(around[start] if start else yes)
-    turns = _Turns(lw, [lw.graph.types[n] for n in carried], [around[n] for n in carried])
+    turns = Turns(lw, [lw.graph.types[n] for n in carried], [around[n] for n in carried])
     types = {name: lw.graph.types[name] for name in stacked if name}
     buffers = {name: _buffer(lw, type_) for name, type_ in types.items()}
 
@@ -170,7 +174,7 @@ def lower_scan(lw: Lowering, node: Node) -> list[Value]:
     around = _around(lw, node)
     n = int(node.attrs["num_scan_inputs"])
     carried, scanned = node.inputs[:-n], node.inputs[-n:]
-    turns = _Turns(lw, [lw.graph.types[c] for c in carried], [around[c] for c in carried])
+    turns = Turns(lw, [lw.graph.types[c] for c in carried], [around[c] for c in carried])
     types = [lw.graph.types[name] for name in scanned]
     axes = _axes(node, "scan_input_axes", [len(t.shape) for t in types])
     trips = types[0].shape[axes[0]]
@@ -205,7 +209,7 @@ def _axes(node: Node, name: str, ranks: Sequence[int]) -> list[int]:
     return [int(a) + rank if a < 0 else int(a) for a, rank in zip(given, ranks, strict=True)]
 
 
-def _at(lw: Lowering, turns: _Turns, trips: Dim, backward: int) -> Scalar:
+def _at(lw: Lowering, turns: Turns, trips: Dim, backward: int) -> Scalar:
     (length,) = lw.local([trips])
     return sc.dim(length) - 1 - turns.number if backward else turns.number
 

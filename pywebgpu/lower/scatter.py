@@ -11,6 +11,7 @@ from ..codegen.scalar import Op, Scalar, Type
 from ..codegen.spec import ReduceOp
 from ..errors import UnsupportedError
 from ..graph import DType, Node
+from .counted import count_from_data
 from .elementwise import both, choose, either, less
 from .engine import Lowering, convert
 from .gather import wrapped
@@ -161,6 +162,9 @@ def lower_top_k(lw: Lowering, node: Node) -> list[Value]:
     if x.open is not None or x.buffer is None:
         lw.materialise(x)
     size = x.shape[axis]
+    k = lw.graph.types[next(filter(None, node.outputs))].shape[axis]
+    if str(k) in lw.graph.counted and lw.input(node, 1).elements is None:
+        count_from_data(lw, node, 1, k)
 
     def before(c: Coordinates, r: Coordinates) -> Scalar:
         mine, other = lw.read(x, c), lw.read(x, replaced(c, axis, r[0]))

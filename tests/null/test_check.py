@@ -43,11 +43,15 @@ def test_everything_unsupported_is_listed_at_once() -> None:
 
 
 def test_sizes_that_depend_on_data_are_refused() -> None:
-    made = model([helper.make_node("NonZero", ["x"], ["y"])], {"x": [4]}, ["y"])
-    made.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
-    report = check(made)
-    assert [r.op for r in report.unsupported] == ["NonZero"]
-    assert "depends on data" in report.unsupported[0].reason
+    nodes = [
+        helper.make_node("ReduceSum", ["x", "one"], ["sums"], keepdims=0),
+        helper.make_node("Cast", ["sums"], ["sizes"], to=TensorProto.INT64),
+        helper.make_node("Expand", ["zero", "sizes"], ["y"]),
+    ]
+    constants = {"one": np.array([1]), "zero": np.zeros(1, np.float32)}
+    report = check(model(nodes, {"x": [2, 4]}, ["y"], constants))
+    assert [r.op for r in report.unsupported] == ["Expand"]
+    assert "depend on data" in report.unsupported[0].reason
 
 
 def test_large_buffers_checks_and_integers_are_mentioned() -> None:

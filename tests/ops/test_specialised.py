@@ -39,12 +39,14 @@ def made(
     return data
 
 
-def top_k() -> bytes:
+def repeated() -> bytes:
     """A shape that arrives as int32, and a k that only matters once the shape is known."""
     nodes = [
         helper.make_node("Cast", ["shape"], ["wide"], to=I64),
         helper.make_node("Reshape", ["x", "wide"], ["rows"]),
-        helper.make_node("TopK", ["rows", "k"], ["best", "where"]),
+        helper.make_node("Constant", [], ["one"], value_ints=[1]),
+        helper.make_node("Concat", ["one", "k"], ["times"], axis=0),
+        helper.make_node("Tile", ["rows", "times"], ["best"]),
     ]
     inputs = {"x": (F, ["n"]), "shape": (I32, [2]), "k": (I64, [1])}
     return made(nodes, inputs, {"best": (F, [None, None])})
@@ -55,11 +57,11 @@ def feeds(k: int, rows: int = 2) -> dict[str, Any]:
 
 
 def want(k: int, rows: int = 2) -> Any:
-    return -np.sort(-X.reshape(rows, -1), axis=-1)[:, :k]
+    return np.tile(X.reshape(rows, -1), (1, k))
 
 
 def test_a_session_compiles_for_the_values_it_is_fed() -> None:
-    with InferenceSession(top_k(), ["wasm"], threads=1) as session:
+    with InferenceSession(repeated(), ["wasm"], threads=1) as session:
         assert session.provider == "wasm"
         assert session.specialised == ("shape",)
         assert [i.name for i in session.get_inputs()] == ["x", "shape", "k"]
@@ -74,7 +76,7 @@ def test_a_session_compiles_for_the_values_it_is_fed() -> None:
 
 
 def test_the_oldest_values_go_with_one_warning() -> None:
-    with InferenceSession(top_k(), ["wasm"], threads=1) as session:
+    with InferenceSession(repeated(), ["wasm"], threads=1) as session:
         for k in range(1, SPECIALISATIONS + 1):
             session.run(None, feeds(k, 1))
         with pytest.warns(RuntimeWarning, match="each new one costs a compilation"):
@@ -84,16 +86,14 @@ def test_the_oldest_values_go_with_one_warning() -> None:
 
 
 def test_wrong_feeds_are_told_as_for_any_input() -> None:
-    with InferenceSession(top_k(), ["wasm"], threads=1) as session:
+    with InferenceSession(repeated(), ["wasm"], threads=1) as session:
         with pytest.raises(InputError, match="'k': is missing"):
             session.run(None, {"x": X, "shape": np.array([2, 3], np.int32)})
         with pytest.raises(InputError, match="wrong element type"):
             session.run(None, {**feeds(1), "shape": np.array([2, 3])})
         with pytest.raises(InputError, match="wrong shape"):
             session.run(None, {**feeds(1), "shape": np.array([2, 3, 1], np.int32)})
-        with pytest.raises(InputError, match="cannot take inputs of these sizes"):
-            session.run(None, feeds(9))
-        with pytest.raises(ModelError, match="k is out of range"):
+        with pytest.raises(ModelError, match="out of range"):
             session.run(None, feeds(-1))
 
 
@@ -107,11 +107,6 @@ def test_plain_data_is_never_fixed() -> None:
     inputs = {"ids": (I64, ["b", "n"]), "one": (I64, [1]), "zero": (I64, []), "step": (I64, [])}
     with pytest.raises(UnsupportedError, match="depend on data"):
         InferenceSession(made(nodes, inputs, {"y": (I64, [None])}), ["wasm"])
-    nonzero = made(
-        [helper.make_node("NonZero", ["x"], ["y"])], {"x": (F, [4])}, {"y": (I64, [1, None])}
-    )
-    with pytest.raises(UnsupportedError):
-        InferenceSession(nonzero, ["wasm"])
 
 
 def test_sizes_shared_with_a_fixed_input_are_fixed_too() -> None:
@@ -124,7 +119,7 @@ def test_sizes_shared_with_a_fixed_input_are_fixed_too() -> None:
 
 def test_values_at_export(tmp_path: Path) -> None:
     values = {"shape": np.array([2, 3]), "k": np.array([2])}
-    export(top_k(), tmp_path / "bundle", values=values)
+    export(repeated(), tmp_path / "bundle", values=values)
     with InferenceSession(tmp_path / "bundle", ["wasm"], threads=1) as session:
         assert [i.name for i in session.get_inputs()] == ["x"]
         np.testing.assert_array_equal(session.run(None, {"x": X})[0], want(2))
@@ -141,22 +136,22 @@ def test_values_at_export(tmp_path: Path) -> None:
 )
 def test_values_that_do_not_fit(values: dict[str, Any], text: str) -> None:
     with pytest.raises(InputError, match=text):
-        compile_model(top_k(), values=values)
+        compile_model(repeated(), values=values)
 
 
 def test_check_names_them_and_the_cost() -> None:
-    report = check(top_k())
+    report = check(repeated())
     assert not report.ok
     assert report.specialised == ("shape",)
     assert any("--value shape=" in text for text in report.remarks)
-    fixed = check(top_k(), values={"shape": np.array([2, 3]), "k": np.array([2])})
+    fixed = check(repeated(), values={"shape": np.array([2, 3]), "k": np.array([2])})
     assert fixed.ok
     assert not fixed.specialised
 
 
 def test_a_run_needs_their_values(tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
-    model.write_bytes(top_k())
+    model.write_bytes(repeated())
     with pytest.raises(InputError, match="decides a shape"):
         run_model(model, repeat=1)
     values = {"shape": np.array([2, 3]), "k": np.array([2]), "x": np.arange(6)}
