@@ -64,7 +64,7 @@ def expand(graph: Graph, node: Node) -> list[Node] | None:
     ):
         return None
     body = _inlined(graph, node)
-    if body is None or any(n.op_type in (node.op, "Loop", "Scan") for n in body.node):
+    if body is None or any(n.op_type == node.op for n in body.node):
         return None
     from ..load import convert_nodes
 

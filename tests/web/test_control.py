@@ -12,6 +12,7 @@ import pytest
 from pywebgpu.export import export
 from tests.executors_seen import record_executor
 from tests.ops import test_control as control
+from tests.ops import test_counted as counted
 from tests.ops.agree import by_onnxruntime, model_of
 from tests.web.conftest import OpenPage, run
 
@@ -48,6 +49,11 @@ CASES: dict[str, tuple[Any, list[dict[str, Any]]]] = {
     "loop": (
         lambda: control.halving(rows=True),
         [{"x": np.array([3, 100, 7], F)}, {"x": np.array([1.5, 0.1], F)}],
+    ),
+    "non-zero": (counted.positives, [{"x": normal(5, 30)}, {"x": -abs(normal(2, 3))}]),
+    "suppression": (
+        lambda: counted.suppression(most=np.array([4])),
+        [{"boxes": abs(normal(2, n, 4)), "scores": abs(normal(2, 3, n))} for n in (12, 5)],
     ),
     "scan": (
         control.selective_scan,
