@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from ..caps import WgslCaps
 from ..coalesce import coalesce
 from ..dims import Dim, ceildiv, product
+from ..scalar import Op, walk
 from ..spec import Map
 from .kernel import WgslKernel
 from .module import Module, dim_multiple, fold_grid, runs_along, size_of, unravel
+
+_LONG = 24
+"""Operators of a value beyond which a compiler for CPUs is not given four copies of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +36,24 @@ class Fields:
 
 
 def space(spec: Map, caps: WgslCaps) -> list[Knobs]:
-    """Vectors where addresses allow; several pieces per thread amortise index arithmetic."""
+    """Vectors where addresses allow; several pieces per thread amortise index arithmetic. A vector
+    is four times the code, which a compiler for CPUs may take minutes over where it is long."""
     spec = coalesce(spec)
     vector = bool(spec.shape) and _vectorable(spec)
+    kinds: tuple[bool, ...] = (True, False) if vector else (False,)
+    if caps.emulated and _length(spec) > _LONG:
+        kinds = tuple(reversed(kinds))
     found = [
-        Knobs(workgroup, repeat, v)
-        for v in ((True, False) if vector else (False,))
-        for repeat in (1, 4)
-        for workgroup in (256, 64)
+        Knobs(workgroup, repeat, v) for v in kinds for repeat in (1, 4) for workgroup in (256, 64)
     ]
     limit = min(caps.max_invocations, caps.max_workgroup_size[0])
     return [k for k in found if k.workgroup <= limit]
+
+
+def _length(spec: Map) -> int:
+    """Operators of the value; a power is spelt with some twenty."""
+    nodes = walk([spec.value])
+    return len(nodes) + 20 * sum(node.op is Op.POW for node in nodes)
 
 
 def _vectorable(spec: Map) -> bool:

@@ -384,7 +384,10 @@ class Speller:
 
     def _unsigned(self, node: Scalar, text: str) -> str:
         divisor = node.args[1]
-        return f"{divisor.value}u" if divisor.op is Op.CONST else f"u32({text})"
+        if divisor.op is not Op.CONST:
+            return f"u32({text})"
+        # Nobody runs over a tensor without elements, but its shader must compile, too.
+        return f"{max(int(divisor.value or 0), 1)}u"
 
     def _int(self, node: Scalar, x: list[str]) -> str:
         if node.op in _CALL_I32:

@@ -18,6 +18,14 @@ def infer_like_input(site: Site) -> TensorType:
     return site.input(0)
 
 
+@infers("BiasSplitGelu", domain=MICROSOFT)
+def infer_bias_split_gelu(site: Site) -> TensorType:
+    """x (..., 2 n) and bias (2 n): (..., n)."""
+    x = site.input(0)
+    site.same(x.shape[-1], site.shape(1)[0])
+    return like(x, (*x.shape[:-1], floordiv(x.shape[-1], 2)))
+
+
 @infers("SimplifiedLayerNormalization")
 def infer_simplified_layer_norm(site: Site) -> list[TensorType]:
     """Written into ONNX's own domain by ONNX Runtime's optimiser: RMSNormalization."""

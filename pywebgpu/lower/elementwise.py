@@ -12,7 +12,7 @@ from ..errors import UnsupportedError
 from ..graph import DType, Node
 from .engine import Lowering, convert
 from .registry import LOWERINGS, lowers
-from .values import Value, scalar_type
+from .values import Coordinates, Value, scalar_type
 
 Unary = Callable[[Scalar], Scalar]
 
@@ -279,6 +279,21 @@ def lower_fast_gelu(lw: Lowering, node: Node) -> Value:
     if bias is None:
         return lw.pointwise(dtype, shape, compute, lw.input(node, 0))
     return lw.pointwise(dtype, shape, lambda x, y: compute(x + y), lw.input(node, 0), bias)
+
+
+@lowers("BiasSplitGelu", domain="com.microsoft")
+def lower_bias_split_gelu(lw: Lowering, node: Node) -> Value:
+    x, bias = lw.input(node, 0), lw.input(node, 1)
+    lw.limit(x, bias)
+    dtype, shape = lw.out(node)
+
+    def biased(c: Coordinates) -> Scalar:
+        return lw.read(x, c) + lw.read(bias, c[-1:])
+
+    def read(c: Coordinates) -> Scalar:
+        return biased(c) * gelu(biased([*c[:-1], c[-1] + sc.dim(shape[-1])]))
+
+    return lw.virtual(dtype, shape, read)
 
 
 @lowers("Gelu", domain="com.microsoft")

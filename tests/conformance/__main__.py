@@ -53,21 +53,31 @@ def main() -> None:
         help="an earlier run's --json, for what is not run now",
     )
     parser.add_argument("--only-earlier", action="store_true", help="run nothing")
+    parser.add_argument(
+        "--retry",
+        action="store_true",
+        help="run only what did not pass in the earlier runs, or was not in them",
+    )
     args = parser.parse_args()
     if args.only_earlier:
         args.match = ""
     names = [n for n in collect() if fnmatch.fnmatch(n, args.match)]
+    earlier = [json.loads(path.read_text()) for path in args.earlier]
+    done = merge(earlier)["cases"] if args.retry else {}
+    settled = ("passed", "out_of_scope")
     report: dict[str, Any] = {"executors": {}, "cases": {n: {} for n in names}}
     with Progress(console=Console(stderr=True), disable=args.json) as progress:
         for executor in args.executor or EXECUTORS:
-            task = progress.add_task(executor, total=len(names))
+            todo = [
+                n for n in names if done.get(n, {}).get(executor, {}).get("verdict") not in settled
+            ]
+            task = progress.add_task(executor, total=len(todo))
             counts: Counter[str] = Counter(passed=0, failed=0, unsupported=0, out_of_scope=0)
-            for name, (verdict, reason) in EXECUTORS[executor](names):
+            for name, (verdict, reason) in EXECUTORS[executor](todo):
                 counts[verdict] += 1
                 report["cases"][name][executor] = {"verdict": verdict, "reason": reason}
                 progress.advance(task)
             report["executors"][executor] = dict(counts)
-    earlier = [json.loads(path.read_text()) for path in args.earlier]
     if earlier:
         report = merge([*earlier, report])
     if args.write:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -127,3 +128,13 @@ def test_matmul_n_bits(seed: int, bits: int, size: int, zeros: bool, bias: bool)
     model = model_of("MatMulNBits", inputs, outputs, fixed, domain=DOMAIN, **attrs)
     feeds = feeds_of(model, inputs)
     agree(model, feeds, by_onnxruntime(model, feeds))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8), (1, 5, 14), (4, 2)])
+def test_bias_split_gelu(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(5)
+    inputs: Inputs = {"x": _floats(rng, *shape), "bias": _floats(rng, shape[-1])}
+    model = model_of("BiasSplitGelu", inputs, [("y", np.float32)], domain=DOMAIN)
+    left, right = np.split(inputs["x"] + inputs["bias"], 2, axis=-1)
+    erf = np.vectorize(math.erf)(right / math.sqrt(2))
+    agree(model, feeds_of(model, inputs), [(left * right * (1 + erf) / 2).astype(np.float32)])
