@@ -41,8 +41,8 @@ _EXP: Scalar = sc.unary(Op.EXP, sc.acc())
 class Knobs:
     """Blocks of q_block query rows and kv_block positions; tiles of `rows` x 8."""
 
-    rows: int = 4
-    q_block: int = 64
+    rows: int = 6
+    q_block: int = 60
     kv_block: int = 128
     unroll: int = 4
 
@@ -50,6 +50,7 @@ class Knobs:
 def space(spec: Attention, caps: WasmCaps) -> list[Knobs]:
     found: dict[Knobs, None] = {}
     for rows, q_block, kv_block, unroll in (
+        (6, 66, 128, 4),
         (4, 64, 128, 4),
         (4, 64, 64, 4),
         (4, 128, 64, 4),

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.bench import layers
+from tests.bench import layers, text
 from tests.models import zoo
 
 
@@ -119,13 +119,19 @@ OPERATORS: list[Case] = [
 ]
 
 
+def _model(name: str) -> zoo.ZooModel:
+    return zoo.MODELS.get(name) or text.MODELS[name]
+
+
 def whole(name: str, **dims: int) -> Case:
-    """A model of the zoo with its symbolic sizes bound."""
+    """A model of the zoo, or of `text`, with its symbolic sizes bound; `past` also "past + 1"."""
+    if "past" in dims:
+        dims["past + 1"] = dims["past"] + 1
 
     def make(path: Path) -> None:
-        path.write_bytes(zoo.path_of(name).read_bytes())
+        path.write_bytes(zoo.build_once(_model(name)).read_bytes())
 
-    label = " ".join([name, *(f"{k}={v}" for k, v in dims.items())])
+    label = " ".join([name, *(f"{k}={v}" for k, v in dims.items() if k != "past + 1")])
     return Case(label, make, dims, 0.0, zoo=name)
 
 
@@ -160,7 +166,10 @@ def models() -> list[Case]:
         whole("digits", batch=1),
         whole("minilm", batch=1, sequence=128),
         whole("bert-base-2", batch=1, sequence=384),
+        whole("t5-small-encoder", batch=1, sequence=256),
+        whole("bart-base-encoder", batch=1, sequence=384),
         whole("gpt2-2", batch=1, sequence=64),
+        whole("gpt2-2-step", batch=1, past=63),
         whole("vit-tiny", batch=1),
         whole("resnet-50", batch=1),
         whole("mobilenet-v2", batch=1),
@@ -185,7 +194,7 @@ def int8_models() -> list[Case]:
 def feeds(case: Case, path: Path) -> dict[str, np.ndarray]:
     """The inputs that every runtime gets: random, the same for all."""
     if case.zoo:
-        return zoo.random_feeds(case.zoo, dims=case.dims)
+        return zoo.feeds_for(_model(case.zoo), dims=case.dims)
     generator = np.random.default_rng(11)
     return {
         port.name: generator.standard_normal(

@@ -1,13 +1,14 @@
 """Our wasm against the other browser runtimes, side by side in one Chromium page.
 
-    python -m tests.bench.cpu --json [--only CASE] [--quick]
+    python -m tests.bench.cpu [--json] [--only CASE] [--quick] [--write docs/performance.md]
 
 Each case runs with one and with two threads. In a page, ours and every peer take turns; each turn
 gives a median over its budget, each round a ratio, and the row reports the medians over rounds.
 Int8 cases hold our int8 bundle against our f32 one ("ours" among the peers), ONNX Runtime's f32 and
 its own dynamically quantised model.
 Peers run in their best configuration: SIMD and threads on. A peer whose output deviates, or that
-cannot run a case, has no figure in that row, and the row says why.
+cannot run a case, has no figure in that row, and the row says why. All of it takes about 12
+minutes, `--quick` 4. A case that fails is reported and the others go on; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from tests.bench import harness
+from tests.bench import cpu_report, harness
 from tests.bench.cases import OPERATORS, Case, int8_models, models
 from tests.bench.report import MAX_DEVIATION, geomean
 
@@ -35,7 +35,12 @@ def runtimes(case: Case) -> list[str]:
     """Ours first."""
     if case.int8:
         return ["ours_int8", "ours", "ort_int8", "ort"]
-    return ["ours", "ort", "tfjs"] if case.op else ["ours", "ort"]
+    return ["ours", "ort", "tfjs", "litert"] if case.op else ["ours", "ort"]
+
+
+# Rounds, milliseconds of a turn, runs it has at least, and when a row has taken long enough.
+FULL = {"rounds": 9, "budgetMs": 150, "least": 3, "capMs": 20_000}
+QUICK = {"rounds": 3, "budgetMs": 50, "least": 1, "capMs": 0}
 
 
 def measure(stage: harness.Stage, case: Case, threads: int, quick: bool) -> dict[str, Any]:
@@ -43,9 +48,8 @@ def measure(stage: harness.Stage, case: Case, threads: int, quick: bool) -> dict
     options = {
         "provider": "wasm",
         "threads": threads,
-        "rounds": 3 if quick else 9,
-        "budgetMs": 60 if quick else 150,
         "runtimes": runtimes(case),
+        **(QUICK if quick else FULL),
     }
     mine = options["runtimes"][0]
     got = stage.run(case, options)
@@ -54,7 +58,7 @@ def measure(stage: harness.Stage, case: Case, threads: int, quick: bool) -> dict
             got["errors"][name] = f"output deviates by {deviation:.2g}"
             got["rounds"].pop(name, None)
     if mine not in got["rounds"]:
-        raise SystemExit(f"{case.name}: ours has no result: {got['errors'].get(mine)}")
+        raise RuntimeError(f"ours has no result: {got['errors'].get(mine)}")
     ours = got["rounds"][mine]
     ratios = {
         name: statistics.median(p / o for p, o in zip(times, ours, strict=True))
@@ -78,49 +82,60 @@ def measure(stage: harness.Stage, case: Case, threads: int, quick: bool) -> dict
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--only", metavar="CASE", help="cases whose name contains this")
-    parser.add_argument("--quick", action="store_true", help="shorter rounds")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    args = parser.parse_args()
-    every = [*OPERATORS, *models(), *int8_models()]
-    cases = [c for c in every if not args.only or args.only in c.name]
-    rows = []
+def run(cases: list[Case], threads: list[int], quick: bool, console: Console) -> dict[str, Any]:
+    """The report: {"peak_gflops", "rows", "failed", "geomean", "where"}."""
+    rows: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
     with harness.Stage(Path("build/bench")) as stage:
-        jobs = [(c, t) for c in cases for t in args.threads]
-        for case, threads in track(jobs, console=Console(stderr=True), disable=args.json):
-            rows.append(measure(stage, case, threads, args.quick))
+        where = cpu_report.machine(stage.browser.version)
         peak = stage.peak_gflops()
+        jobs = [(c, t) for c in cases for t in threads]
+        for case, count in track(jobs, console=console):
+            try:
+                rows.append(measure(stage, case, count, quick))
+            except Exception as error:  # one case of many: the others are worth having
+                failed[f"{case.name}, {count} threads"] = str(error)
+                console.print(f"{case.name}, {count} threads: {error}", style="red")
+        peak = max(peak, stage.peak_gflops())
     for row in rows:
         row["peak_fraction"] = row["gflops"] / (peak * row["threads"]) if row["gflops"] else None
     plain = [r for r in rows if r["dtype"] == "float32"]
-    report = {
+    return {
         "peak_gflops": peak,
         "rows": rows,
+        "failed": failed,
         "geomean": {
             "ort": geomean([r["ratio_ort"] for r in plain]),
             "best": geomean([r["ratio_best"] for r in plain]),
             "int8_over_f32": geomean([r["ratio_f32"] for r in rows if r["dtype"] == "int8"]),
         },
+        "where": where,
     }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--only", metavar="CASE", help="cases whose name contains this")
+    parser.add_argument("--quick", action="store_true", help="shorter rounds")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument(
+        "--write", metavar="PAGE", type=Path, help="put table and plot into this Markdown page"
+    )
+    args = parser.parse_args()
+    every = [*OPERATORS, *models(), *int8_models()]
+    cases = [c for c in every if not args.only or args.only in c.name]
+    if not cases:
+        parser.error(f"no case has {args.only!r} in its name")
+    report = run(cases, args.threads, args.quick, Console(stderr=True))
+    if args.write:
+        cpu_report.write(report, args.write)
     if args.json:
         json.dump(report, sys.stdout, indent=1)
-        return
-    ratios = ("ratio_ort", "ratio_best", "ratio_f32", "peak_fraction")
-    table = Table(
-        "case", "threads", "ours ms", "ort", "tfjs", "x ort", "x best", "x our f32", "of peak"
-    )
-    for r in rows:
-        table.add_row(
-            r["case"], str(r["threads"]), f"{r['ours_ms']:.3f}",
-            *(f"{r['peers'][p]:.3f}" if p in r["peers"] else "-" for p in ("ort", "tfjs")),
-            *(f"{r[k]:.2f}" if r[k] else "-" for k in ratios),
-        )  # fmt: skip
-    Console().print(table)
-    Console().print(f"peak {peak:.1f} GFLOP/s per thread; geometric means {report['geomean']}")
+    else:
+        print(cpu_report.table(report))
+    return 1 if report["failed"] else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -58,10 +58,16 @@ class BenchFolder:
         fed = feeds(case, model)
         native = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
         first = np.asarray(native.run(None, fed)[0], np.float32)
+        lite = self.folder / "models" / f"{key}.tflite"
+        if case.op and not lite.exists():
+            from tests.bench import tflite_model  # only here is its package needed
+
+            tflite_model.write(lite, case.op, constants(model))
         return {
             "name": case.name,
             "dims": case.dims,
             "op": case.op,
+            "lite": f"../models/{key}.tflite",
             "expected": write("expected", "output", first),
             "model": f"../models/{key}.onnx",
             "bundle": f"../bundles/{key}/",

@@ -13,13 +13,17 @@ PACKAGES = {
     "@tensorflow/tfjs": "4.22.0",
     "@tensorflow/tfjs-backend-wasm": "4.22.0",
     "@tensorflow/tfjs-backend-webgpu": "4.22.0",
+    "@litertjs/core": "2.5.3",
+    "@litertjs/wasm-utils": "2.5.3",
 }
 # What of each package a page needs.
 _FILES = {
-    "onnxruntime-web": "*.*",
-    "@tensorflow/tfjs": "tf.min.js",
-    "@tensorflow/tfjs-backend-wasm": "tf*.[jw]*",
-    "@tensorflow/tfjs-backend-webgpu": "tf-backend-webgpu.min.js",
+    "onnxruntime-web": "dist/*.*",
+    "@tensorflow/tfjs": "dist/tf.min.js",
+    "@tensorflow/tfjs-backend-wasm": "dist/tf*.[jw]*",
+    "@tensorflow/tfjs-backend-webgpu": "dist/tf-backend-webgpu.min.js",
+    "@litertjs/core": "[dw]*/*.[jw]*",
+    "@litertjs/wasm-utils": "dist/index.js",
 }
 
 
@@ -44,7 +48,7 @@ def install(folder: Path, packages: dict[str, str] = PACKAGES) -> Path:
 def link(modules: Path, out: Path) -> None:
     """The peers' browser files under `out`/<package without scope>/, hard-linked."""
     for package, pattern in _FILES.items():
-        source = modules / package / "dist"
+        source = modules / package
         target = out / package.split("/")[-1]
         target.mkdir(parents=True, exist_ok=True)
         for file in source.glob(pattern):

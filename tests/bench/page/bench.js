@@ -5,11 +5,13 @@
 // is compared with native ONNX Runtime's before any timing counts: one that skips the work cannot
 // win.
 
-/** @typedef {{name: string, dims: Record<string, number>, op: Record<string, any>, model: string, expected: string,
- *   bundle: string, bundleInt8: string, modelInt8: string, constants: Record<string, {url: string, shape: number[]}>,
+/** @typedef {{name: string, dims: Record<string, number>, op: Record<string, any>, model: string,
+ *   lite: string, expected: string, bundle: string, bundleInt8: string, modelInt8: string,
+ *   constants: Record<string, {url: string, shape: number[]}>,
  *   feeds: Record<string, {type: string, shape: number[], url: string}>}} CaseInfo */
 /** @typedef {{provider: "wasm"|"webgpu", threads: number, rounds: number, budgetMs: number,
- *   runtimes: string[], inFlight?: number, graphCapture?: boolean}} Options */
+ *   runtimes: string[], inFlight?: number, graphCapture?: boolean, least?: number,
+ *   capMs?: number}} Options `least` runs a turn; after `capMs` no round begins but the third */
 
 /** @param {string} url */
 const bytes = async (url) => (await fetch(url)).arrayBuffer();
@@ -183,8 +185,59 @@ class OrtInt8 extends OrtWeb {
   async prepare(info) { await super.prepare({ ...info, model: info.modelInt8 }); }
 }
 
+// XNNPACK again, with relaxed SIMD; channels last like TF.js, and like there its input stays where
+// it is from run to run.
+class LiteRt {
+  /** @param {Options} options */
+  constructor(options) { this.options = options; }
+  /** @param {CaseInfo} info */
+  async prepare(info) {
+    if (!info.op.op) throw new Error("no LiteRT form of this case");
+    const core = "../peers/core/";
+    const { loadLiteRt, loadAndCompile, Tensor } = await import(`${core}index.js`);
+    await loadLiteRt(new URL(core, location.href).href, { threads: true });
+    this.model = await loadAndCompile(new URL(info.lite, location.href).href, {
+      accelerator: "wasm", cpuOptions: { numThreads: this.options.threads },
+    });
+    const { x } = await feedArrays(info);
+    const { data, dims } = x.dims.length === 4 ? moveChannels(x.data, x.dims, true) : x;
+    this.x = new Tensor(data, dims);
+  }
+  async compute() {
+    const [y] = await this.model.run([this.x]);
+    const found = { data: await y.data(), dims: [...y.type.layout.dimensions] };
+    y.delete();
+    return found;
+  }
+  async run() { return (await this.compute()).data; }
+  async result() {
+    const { data, dims } = await this.compute();
+    return dims.length === 4 ? moveChannels(data, dims, false).data : data;
+  }
+  async release() { this.x.delete(); this.model.delete(); }
+}
+
+/**
+ * NCHW to NHWC (`last`), or back.
+ * @param {Float32Array} data @param {number[]} dims @param {boolean} last
+ */
+function moveChannels(data, dims, last) {
+  const [n, c, h, w] = last ? dims : [dims[0], dims[3], dims[1], dims[2]];
+  const moved = new Float32Array(data.length);
+  for (let i = 0; i < n; i++) {
+    for (let j = 0; j < c; j++) {
+      for (let k = 0; k < h * w; k++) {
+        const [first, later] = [(i * c + j) * h * w + k, (i * h * w + k) * c + j];
+        if (last) moved[later] = data[first];
+        else moved[first] = data[later];
+      }
+    }
+  }
+  return { data: moved, dims: last ? [n, h, w, c] : [n, c, h, w] };
+}
+
 const RUNTIMES = /** @type {Record<string, any>} */ ({
-  ours: Ours, ort: OrtWeb, tfjs: TfJs, ours_int8: OursInt8, ort_int8: OrtInt8,
+  ours: Ours, ort: OrtWeb, tfjs: TfJs, litert: LiteRt, ours_int8: OursInt8, ort_int8: OrtInt8,
 });
 
 /** @param {ArrayLike<number>} got @param {ArrayLike<number>} want */
@@ -207,7 +260,7 @@ const pause = (/** @type {number} */ ms) => new Promise((done) => setTimeout(don
  * Milliseconds per run; fewer in flight where they are slow, so that a turn keeps to its budget.
  * @param {any} runtime @param {Options} options
  */
-async function timeOne(runtime, { budgetMs, inFlight: wanted = 0 }) {
+async function timeOne(runtime, { budgetMs, inFlight: wanted = 0, least = 3 }) {
   const times = [];
   runtime.inFlight ??= wanted;
   const { inFlight } = runtime;
@@ -218,7 +271,7 @@ async function timeOne(runtime, { budgetMs, inFlight: wanted = 0 }) {
     else await runtime.run();
     times.push((performance.now() - start) / (inFlight || 1));
     runtime.recycle?.(); // what a loop over many inputs does with an output it has used
-  } while (performance.now() < end || times.length < 3);
+  } while (performance.now() < end || times.length < least);
   const ms = median(times);
   if (inFlight) runtime.inFlight = Math.max(1, Math.min(wanted, Math.ceil(budgetMs / ms)));
   return ms;
@@ -272,7 +325,9 @@ async function bench(info, options) {
   // Warm-up apart from timing, each alone, until optimised code runs.
   for (const runtime of Object.values(ready)) await timeOne(runtime, options);
   const rounds = /** @type {Record<string, number[]>} */ ({});
+  const stop = performance.now() + (options.capMs ?? Infinity);
   for (let round = 0; round < options.rounds; round++) {
+    if (round >= 3 && performance.now() > stop) break;
     for (const [name, runtime] of Object.entries(ready)) {
       await pause(20); // lets the other runtime's idle threads go to sleep
       (rounds[name] ??= []).push(await timeOne(runtime, options));
