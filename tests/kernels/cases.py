@@ -31,7 +31,7 @@ from pywebgpu.codegen.spec import (
     Storage,
     View,
 )
-from pywebgpu.packing import pack_codes, pack_panels
+from pywebgpu.packing import pack_codes, pack_int8_panels, pack_panels
 
 F, H, I = Storage.F32, Storage.F16, Storage.I32  # noqa: E741
 Array = np.ndarray[Any, Any]
@@ -147,12 +147,16 @@ def row_case(
     )  # fmt: skip
 
 
-def matmul_case(m: int, n: int, k: int, **options: Any) -> Case:
+def matmul_case(m: int, n: int, k: int, int8: bool = False, **options: Any) -> Case:
     """A times packed columns, plus a bias, then relu."""
     b = Build(**options)
     dm = b.size(m)
     b.normal(m, k)
-    b.operand(pack(b.rng.standard_normal((k, n))))
+    matrix = b.rng.standard_normal((k, n))
+    if int8:
+        b.operand(pack_int8_panels(matrix), Storage.I8)
+    else:
+        b.operand(pack(matrix))
     bias = b.normal(n)
     final = sc.binary(Op.MAX, sc.acc() + sc.load(bias, sc.axis(1)), 0.0)
     return b.case(
@@ -207,7 +211,8 @@ def batched_case(
 def conv_case(
     batch: int, size: tuple[int, int], cin: int, cout: int, groups: int, kernel: tuple[int, int],
     stride: tuple[int, int] = (1, 1), dilation: tuple[int, int] = (1, 1),
-    pad: tuple[int, int] = (0, 0), channels_first: bool = False, **options: Any,
+    pad: tuple[int, int] = (0, 0), channels_first: bool = False, int8: bool = False,
+    **options: Any,
 ) -> Case:  # fmt: skip
     """With a bias and relu."""
     b = Build(**options)
@@ -222,7 +227,10 @@ def conv_case(
     else:
         matrices = [b.rng.standard_normal((taps * cin // groups, cout // groups))
                     for _ in range(groups)]  # fmt: skip
-        b.operand(np.stack([pack(m) for m in matrices]))
+        if int8:
+            b.operand(pack_int8_panels(np.stack(matrices)), Storage.I8)
+        else:
+            b.operand(np.stack([pack(m) for m in matrices]))
     bias = b.normal(cout)
 
     def view(height: int, width: int, channels: int) -> View:
@@ -361,6 +369,9 @@ def one_of_each() -> Iterator[tuple[str, Case]]:
     yield "matmul-long", matmul_case(32, 32, 1024)
     yield "matmul-one", matmul_case(1, 40, 100)
     yield "matmul-dynamic", matmul_case(17, 40, 36, dynamic=True)
+    yield "int8", matmul_case(20, 40, 96, int8=True)
+    yield "int8-one", matmul_case(1, 21, 70, int8=True, dynamic=True)
+    yield "int8-conv", conv_case(1, (9, 8), 8, 16, 1, (3, 3), pad=(1, 1), int8=True)
     yield "blocks", blocks_case(20, 40, 96)
     yield "blocks-one", blocks_case(1, 40, 96, zeros=True)
     yield "blocks-bytes", blocks_case(3, 21, 70, 8, 16, zeros=True, dynamic=True)
