@@ -31,6 +31,10 @@ class Order(enum.Enum):
     K = "k"
 
 
+_B_PAD = {Order.PANEL: 2, Order.N: 0, Order.K: 1}
+"""Vec4s between two steps of k in workgroup memory, by the order in which they are stored."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tile:
     """Knobs. A workgroup computes bm x bn, a thread tm x tn, bk of the k axis at a time."""
@@ -49,9 +53,17 @@ class Tile:
         return (self.bm // self.tm) * (self.bn // self.tn)
 
     @property
+    def a_pad(self) -> int:
+        """Vec4s between the rows of two fours of k in workgroup memory."""
+        return max(1, 8 // (self.bk // 4))
+
+    @property
     def storage(self) -> int:
-        """Bytes of workgroup memory."""
-        return self.buffers * (self.bm + self.bn) * self.bk * (2 if self.half else 4)
+        """Bytes of workgroup memory, with the most padding there may be."""
+        quads = self.bk // 4 * (self.bm + self.a_pad) + self.bk * (
+            self.bn // 4 + max(_B_PAD.values())
+        )
+        return self.buffers * quads * (8 if self.half else 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +174,8 @@ class TileFields(StagedFields):
     buffers: int
     half: bool
     sum: str
-    a_step: int
-    b_mask: int
+    a_pad: int
+    b_pad: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,8 +344,8 @@ def _staged_pass(p: Product, t: Tile | Matrix, module: Module) -> Pass:
             buffers=t.buffers,
             half=t.half,
             sum="part" if t.half else "acc",
-            a_step=max(1, 8 // (t.bk // 4)),
-            b_mask=(t.bn // 4 - 1) & 6,
+            a_pad=t.a_pad,
+            b_pad=_B_PAD[p.b],
         )
     grid = fold_grid(ceildiv(p.m, t.bm) * ceildiv(p.n, t.bn) * p.z * t.splits)
     return module.dispatch(template, fields, grid, with_output=not split)

@@ -75,6 +75,9 @@ class Bench {
     const passes = [];
     for (const { code, bindings, grid } of kernel.passes) {
       const module = this.device.createShaderModule({ code });
+      const { messages } = await module.getCompilationInfo();
+      const bad = messages.find(({ type }) => type === "error");
+      if (bad) throw new Error(`${bad.message}: ${code.split("\n")[bad.lineNum - 1].trim()}`);
       const pipeline = await this.device.createComputePipelineAsync({
         layout: "auto",
         compute: { module, entryPoint: "main" },
