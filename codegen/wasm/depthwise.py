@@ -193,9 +193,11 @@ class _Emitter:
                         for kx in range(kw):
                             f.push(inside + kx * spec.dilation[1], iw)
                             f.i32_lt_u()
-                            with f.if_():
+                            with f.if_(), f.scope():
                                 for ky, row in enumerate(at_rows):
-                                    where = row + affine(stride) * (kx * spec.dilation[1])
+                                    # The row may begin before address 0, where an offset in
+                                    # the instruction would not wrap round.
+                                    where = f.value(row + affine(stride) * (kx * spec.dilation[1]))
                                     self._load(f, where, width, column)
                                     f.get(column)
                                     tap = weights + (ky * kw + kx) * spec.cin * 4

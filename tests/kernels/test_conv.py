@@ -98,6 +98,9 @@ CASES = {
     "depthwise 1-D": Case(1, (1, 400), 5, 5, 5, (1, 7), pads=(0, 3, 0, 3)),
     "depthwise, window larger than the image": Case(1, (2, 2), 4, 4, 4, (5, 5), pads=(2, 2, 2, 2)),
     "depthwise, many rows": Case(1, (70, 90), 3, 3, 3, (3, 3), (1, 1), pads=(1, 1, 1, 1)),
+    "depthwise, a border longer than what lies before": Case(
+        1, (7, 7), 576, 576, 576, (5, 5), pads=(2, 2, 2, 2)
+    ),
     "depthwise, padded behind": Case(1, (16, 16), 4, 4, 4, (3, 3), (2, 2), pads=(0, 0, 1, 1)),
 }
 
