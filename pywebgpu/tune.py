@@ -104,17 +104,18 @@ class Target(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WasmTarget:
-    relaxed: bool = True
+    caps: WasmCaps = field(default_factory=lambda: WasmCaps(relaxed=True))
 
     @property
     def name(self) -> str:
-        return wasm_target_name(self.relaxed)
+        return wasm_target_name(self.caps.relaxed)
 
     def space(self, spec: KernelSpec) -> list[Any]:
-        return wasm.space(spec, WasmCaps(relaxed=self.relaxed))
+        floor = wasm.space(spec, WasmCaps(relaxed=self.caps.relaxed))[:1]
+        return _with_default(floor, wasm.space(spec, self.caps))
 
     def generate(self, spec: KernelSpec, knobs: Any) -> WasmBinary:
-        module = Module(WasmFeatures(relaxed=self.relaxed))
+        module = Module(WasmFeatures(relaxed=self.caps.relaxed))
         kernel = wasm.emit(module, spec, knobs)
         passed = len(spec.operands) + 2 + spec.n_args
         repeat = module.function("repeat", [I32] * (3 + passed))
@@ -129,6 +130,11 @@ class WasmTarget:
             repeat.br_if(again)
         module.export("repeat", repeat)
         return WasmBinary(module.encode(), kernel.scratch)
+
+
+def _with_default(default: list[Any], candidates: list[Any]) -> list[Any]:
+    """The default is what a bundle has without records, whatever this device would have first."""
+    return [*default, *(knobs for knobs in candidates if knobs not in default)]
 
 
 def wasm_target_name(relaxed: bool) -> str:
@@ -156,9 +162,8 @@ class WgslTarget:
         return wgsl_target_name(self.caps.emulated)
 
     def space(self, spec: KernelSpec) -> list[Any]:
-        # The default is what a bundle has for such devices without records.
         floor = wgsl.space(spec, _variant(self.caps))[:1]
-        return [*floor, *(k for k in wgsl.space(spec, self.caps) if k not in floor)]
+        return _with_default(floor, wgsl.space(spec, self.caps))
 
     def generate(self, spec: KernelSpec, knobs: Any) -> WgslKernel:
         return wgsl.render(spec, knobs)

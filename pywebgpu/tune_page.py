@@ -3,6 +3,8 @@
 `start` begins a tuning and `step` takes it on to its next request, so that the page decides between
 any two when the next one may be carried out. Requests are dicts that a message can carry:
 
+    {"kind": "clocks", "wasm": bytes, "pages": n}    the micro-benchmarks' module
+    {"kind": "clock", "function": f, "args": [...]}  milliseconds of one call
     {"kind": "load", "operands": [[storage, bytes], ...], "output": [storage, bytes], "args": [...]}
     {"kind": "make", "number": n, "code": ...}
     {"kind": "measure", "numbers": [...]}
@@ -16,19 +18,20 @@ Each says in "progress" how far things are. Standard library and `codegen` only.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 from .codegen import GENERATOR_VERSION
-from .codegen import wasm as wasm_target
 from .codegen import wgsl as wgsl_target
 from .codegen.caps import MATRIX, WasmCaps, WgslCaps
 from .codegen.codec import spec_from_json
-from .codegen.dims import dim_from_json, dim_json, evaluate
+from .codegen.dims import Dim, dim_from_json, dim_json, evaluate
 from .codegen.program import Program, looked_at, program_from_json
-from .codegen.spec import KernelSpec
+from .codegen.spec import Attention, Conv, KernelSpec, Matmul
+from .codegen.wasm import profile
 from .codegen.wasm.asm import Target as WasmFeatures
 from .codegen.wasm.model import Call, Operand, Slot, Weight, assemble
 from .codegen.wgsl.kernel import WgslKernel
@@ -56,6 +59,8 @@ from .tune import (
 )
 
 Plain = dict[str, Any]
+
+_SETTLE_S = 0.005  # browsers optimise loops after about so long
 
 SWAP_GAIN = 0.02
 """Winners are taken into use once they save this much of a run together, and at the end: a swap
@@ -118,8 +123,36 @@ class _Wasm:
 
     def __init__(self, facts: Plain) -> None:
         self.caps = WasmCaps(relaxed=facts["relaxed"], threads=facts["threads"])
-        self.target: Target = WasmTarget(relaxed=self.caps.relaxed)
-        self.features = "browser wasm" + (" relaxed-simd" if self.caps.relaxed else "")
+
+    @property
+    def target(self) -> Target:
+        return WasmTarget(replace(self.caps, threads=False))
+
+    @property
+    def features(self) -> str:
+        caps = self.caps
+        relaxed = " relaxed-simd" if caps.relaxed else ""
+        sizes = f"registers={caps.simd_registers}, l1={caps.l1_bytes}, l2={caps.l2_bytes}"
+        return f"browser wasm{relaxed}, {sizes}"
+
+    def measured(self) -> Generator[Plain, Plain, Plain]:
+        """Learn what the engine can do; the candidates follow."""
+        features = WasmFeatures(relaxed=self.caps.relaxed)
+        yield {"kind": "clocks", "wasm": profile.module(features), "pages": profile.PAGES}
+        asking = profile.profile(1, self.caps.relaxed, settle_s=_SETTLE_S)
+        answer: Any = None
+        while True:
+            try:
+                request = asking.send(answer)
+            except StopIteration as stop:
+                found: profile.WasmProfile = stop.value
+                break
+            args = list(request.args)
+            answer = (yield {"kind": "clock", "function": request.function, "args": args})[
+                "ms"
+            ] / 1e3
+        self.caps = replace(found.caps, threads=self.caps.threads)
+        return {"gflops": round(found.gflops, 2), **asdict(self.caps)}
 
     def candidate(self, code: Code, job: Job) -> Plain:
         assert isinstance(code, WasmBinary)
@@ -130,7 +163,7 @@ class _Wasm:
         kernels: list[tuple[KernelSpec, Any]] = []
         count = 0
         for spec in model.specs:
-            space = wasm_target.space(spec, self.caps)
+            space = self.target.space(spec)
             picked = winners.pick(spec, self.target.name, space)
             count += picked is not None and picked != space[0]
             kernels.append((spec, space[0] if picked is None else picked))
@@ -163,10 +196,15 @@ class _Wgsl:
             matrix=offers.issuperset(MATRIX),
         )
         self.target: Target = WgslTarget(self.caps)
-        known = dataclasses.asdict(self.caps)
+        known = asdict(self.caps)
         self.features = "browser " + ", ".join(
             f"{name}={value}".replace(" ", "") for name, value in known.items()
         )
+
+    def measured(self) -> Generator[Plain, Plain, Plain]:
+        """What the device says of itself."""
+        yield from ()
+        return asdict(self.caps)
 
     def candidate(self, code: Code, job: Job) -> Plain:
         """With its grids and scratch sizes for this job: numbers."""
@@ -225,10 +263,19 @@ class Tuning:
         self.model = _Model(json.loads(setup["manifest"]), json.loads(setup["specs"]))
         self.side = _Wasm(setup["wasm"]) if "wasm" in setup else _Wgsl(setup["webgpu"])
         self.known = records_from_json(setup["records"]) if setup.get("records") else ()
+        found = json.loads(setup["manifest"])["generator_version"]
+        if found != GENERATOR_VERSION:
+            raise PywebgpuError(
+                "the bundle was exported by another version than this Python's",
+                where="tuner",
+                got=f"generator_version {found}",
+                expected=GENERATOR_VERSION,
+                remedy="Export the model again, or build the site again",
+            )
         self.now = 0.0
         self.progress: Plain = {"label": "", "done": 0, "total": 0}
         self.job: Job | None = None
-        self.rows: dict[str, Row] = {}
+        self.jobs: dict[str, Job] = {}
         self.records: list[Record] = []
         self.unused = 0.0  # of a run: what winners save that are not in use yet
         self.used = 0
@@ -245,8 +292,21 @@ class Tuning:
         def say(label: str, done: int, total: int) -> None:
             self.progress = {"label": label, "done": done, "total": total}
 
+        self.progress = {"label": "the device", "done": 0, "total": 1}
+        measuring = self.side.measured()
+        answer: Any = None
+        while True:
+            try:
+                yield measuring.send(answer)
+            except StopIteration as stop:
+                self.device: Plain = stop.value
+                break
+            answer = self._answer
+        yield {"kind": "device", "caps": self.device}
+        jobs = self.model.jobs(sizes)
+        self.jobs = {job.key: job for job in jobs}
         asking = tune(
-            self.model.jobs(sizes),
+            jobs,
             self.side.target,
             self.side.features,
             budget,
@@ -254,7 +314,7 @@ class Tuning:
             clock=lambda: self.now,
             known=self.known,
         )
-        answer: Any = None
+        answer = None
         error: str | None = None
         while True:
             try:
@@ -289,11 +349,15 @@ class Tuning:
         if isinstance(request, Measure):
             return {"kind": "measure", "numbers": list(request.numbers)}
         if isinstance(request, Profiled):
-            self.rows = {row.kernel: row for row in request.rows}
-            return {"kind": "profiled", "rows": [_row(row) for row in request.rows]}
+            return {"kind": "profiled", "rows": [self._row(row) for row in request.rows]}
         assert isinstance(request, Searched)
-        record = dataclasses.asdict(request.record)
-        return {"kind": "searched", "row": _row(request.row), "record": record}
+        record = asdict(request.record)
+        return {"kind": "searched", "row": self._row(request.row), "record": record}
+
+    def _row(self, row: Row) -> Plain:
+        job = self.jobs[row.kernel]
+        work = {"flops": flops(job), "bytes": sum(job.operands) + job.output}
+        return {**asdict(row), "gain": round(row.gain, 4), **work}
 
     def _noted(self, found: Searched) -> bool:
         """Keep what was found; True when it is time to take the winners into use."""
@@ -310,19 +374,34 @@ class Tuning:
     def _report(self, result: Result) -> Plain:
         return {
             "device": result.device,
+            "caps": self.device,
             "generatorVersion": GENERATOR_VERSION,
             "seconds": result.seconds,
             "candidates": result.measured,
             "stopped": result.stopped,
             "defaultMs": result.default_ms,
             "bestMs": result.best_ms,
-            "rows": [_row(row) for row in result.rows],
+            "rows": [self._row(row) for row in result.rows],
             "records": records_json(merge(self.known, result.records)),
         }
 
 
-def _row(row: Row) -> Plain:
-    return {**dataclasses.asdict(row), "gain": round(row.gain, 4)}
+def flops(job: Job) -> int | None:
+    """Multiplications and additions of a product; None for kernels that are not one."""
+    spec, sizes = job.spec, _arguments(job)
+
+    def size(*dims: Dim) -> int:
+        return math.prod(evaluate(dim, sizes) for dim in dims)
+
+    if isinstance(spec, Matmul):
+        return 2 * size(*spec.batch, spec.m, spec.n, spec.k)
+    if isinstance(spec, Conv):
+        window = math.prod(spec.kernel) * spec.cin // spec.groups
+        return 2 * size(spec.batch, *spec.out_size) * spec.cout * window
+    if isinstance(spec, Attention):
+        pairs = size(spec.batch, spec.q_len, spec.kv_len) * spec.heads
+        return 2 * pairs * (spec.head_dim + spec.v_dim)
+    return None
 
 
 # -- what web/py/ calls ----------------------------------------------------------------------------

@@ -243,10 +243,15 @@ export interface KernelRow {
   /** default_ms / best_ms - 1 */
   gain: number;
   searched: boolean;
+  /** Of one call: operations of a product, and bytes that are read and written. */
+  flops: number | null;
+  bytes: number;
 }
 
 export interface TuneReport {
   device: string;
+  /** What the device can do: on wasm measured (`gflops`, `simd_registers`, cache sizes). */
+  caps: Record<string, any> | null;
   seconds: number;
   candidates: number;
   /** Why it ended. */
@@ -273,6 +278,8 @@ export interface Tuning {
   /** Every kernel, what takes most first; empty until the defaults are measured. */
   readonly rows: KernelRow[];
   readonly swaps: Swap[];
+  /** See TuneReport; null until it is known. */
+  readonly caps: Record<string, any> | null;
   pause(): void;
   resume(): void;
   /** End it now; what has been found stays in use and is kept. */

@@ -288,6 +288,17 @@ export class Bench {
     return Math.max(count, Math.ceil((count * this.sampleMs) / Math.max(least, 1e-3)));
   }
 
+  /** The micro-benchmarks' module. @param {{wasm: Uint8Array, pages: number}} request */
+  async clocks(request) {
+    await this.#ask("clocks", request, this.#patience);
+  }
+
+  /** Milliseconds of one of them. @param {{function: string, args: number[]}} request */
+  async clock(request) {
+    await this.turns.idle();
+    return this.#ask("clock", request, this.#patience);
+  }
+
   /**
    * Run a whole module on zeros until the engine has optimised it.
    * @param {{module: WebAssembly.Module, pages: number, shared: boolean}} whole

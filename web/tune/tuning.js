@@ -46,10 +46,13 @@ import { Bench, CandidateError, Cancelled, Turns } from "./host.js";
  * @property {Record<string, any>} default_knobs
  * @property {number} gain
  * @property {boolean} searched
+ * @property {number | null} flops of one call, of a product
+ * @property {number} bytes that one call reads and writes
  */
 /**
  * @typedef {object} TuneReport
  * @property {string} device
+ * @property {Record<string, any> | null} caps what the device can do, measured
  * @property {number} seconds
  * @property {number} candidates
  * @property {string} stopped why it ended
@@ -73,6 +76,8 @@ export class Tuning {
   rows = [];
   /** @type {Swap[]} */
   swaps = [];
+  /** What the device can do, measured. @type {Record<string, any> | null} */
+  caps = null;
   turns = new Turns();
   #seat;
   #options;
@@ -188,7 +193,7 @@ export class Tuning {
     if (this.state === "loading") this.state = "running";
     this.#clock.start();
     try {
-      /** @type {{ms?: number[], error?: string}} */
+      /** @type {{ms?: number | number[], error?: string}} */
       let answer = {};
       for (;;) {
         await this.turns.idle();
@@ -207,12 +212,20 @@ export class Tuning {
 
   /**
    * @param {any} request
-   * @returns {Promise<{ms?: number[], error?: string}>}
+   * @returns {Promise<{ms?: number | number[], error?: string}>}
    */
   async #carryOut(request) {
     const bench = /** @type {Bench} */ (this.#bench);
     try {
       switch (request.kind) {
+        case "clocks":
+          await bench.clocks(request);
+          break;
+        case "clock":
+          return { ms: await bench.clock(request) };
+        case "device":
+          this.caps = request.caps;
+          break;
         case "load":
           await bench.load(request);
           break;
@@ -360,6 +373,7 @@ export class Tuning {
       this.rows.reduce((total, row) => total + row[name] * row.calls, 0);
     return {
       device: "",
+      caps: this.caps,
       seconds: this.#clock.seconds,
       candidates: this.rows.reduce((total, row) => total + row.candidates, 0),
       stopped: "cancelled",

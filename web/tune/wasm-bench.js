@@ -116,6 +116,29 @@ export class WasmBench {
     );
   }
 
+  /** @type {Record<string, (...args: number[]) => void>} */
+  #clocks = {};
+
+  /**
+   * The micro-benchmarks' module (codegen/wasm/profile.py).
+   * @param {{wasm: Uint8Array<ArrayBuffer>, pages: number}} request
+   */
+  async clocks({ wasm, pages }) {
+    const memory = new WebAssembly.Memory({ initial: pages });
+    const { instance } = await WebAssembly.instantiate(wasm, { env: { memory } });
+    this.#clocks = /** @type {any} */ (instance.exports);
+  }
+
+  /**
+   * Milliseconds of one call on one thread.
+   * @param {{function: string, args: number[]}} request
+   */
+  clock({ function: name, args }) {
+    const start = performance.now();
+    this.#clocks[name](0, 1, ...args);
+    return performance.now() - start;
+  }
+
   /** @type {Whole | null} */
   #whole = null;
 
