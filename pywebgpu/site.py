@@ -40,7 +40,7 @@ from .codegen.dims import dim_from_json, dim_str
 from .console import human_bytes
 from .errors import BundleError, InputError
 from .link import write_runtime
-from .vendored import PYODIDE, TOKENIZERS, NpmPackage, copy_files, package_folder
+from .vendored import PYODIDE, TOKENIZERS, UPLOT, NpmPackage, copy_files, package_folder
 
 ProgressFunction = Callable[[str, int, int], None]
 Pyodide = Literal["local", "cdn", "none"]
@@ -266,6 +266,7 @@ def _add_python(stage: Path, pyodide: Pyodide) -> bool:
     archive: Any = importlib.import_module("pywebgpu.pyodide_archive")
     source = package_folder(PYODIDE) if pyodide == "local" else _PYODIDE_CDN
     archive.build(stage, source)
+    copy_files(UPLOT, stage / "vendor")
     return True
 
 
@@ -300,6 +301,7 @@ def _add_pages(entries: list[Entry], stage: Path, *, pyodide: Pyodide, has_pytho
         "nav": nav,
         "version": __version__,
         "models": models,
+        "has_python": has_python,
     }
 
     def write(template: str, href: str, title: str, description: str, **more: object) -> None:

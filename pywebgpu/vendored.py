@@ -37,6 +37,17 @@ TOKENIZERS = NpmPackage(
     },
 )
 
+#: Plots time series; 21 kB compressed, no dependency, no eval.
+UPLOT = NpmPackage(
+    "uplot",
+    "1.6.32",
+    {
+        "dist/uPlot.esm.js": "uPlot.esm.js",
+        "dist/uPlot.min.css": "uPlot.min.css",
+        "LICENSE": "uPlot.LICENSE.txt",
+    },
+)
+
 #: Python for the browser; the site's Python page copies the files that it needs.
 PYODIDE = NpmPackage("pyodide", "314.0.7", {})
 

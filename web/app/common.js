@@ -116,6 +116,10 @@ export class Runner {
   #work = Promise.resolve();
   #onReady;
   #emulated = false;
+  /** What was run last. @type {Record<string, Tensor> | null} */
+  #feeds = null;
+  /** @type {import("./tuning.js").TuningPanel | null} */
+  #tuning = null;
 
   /** @param {() => void} onReady */
   constructor(onReady) {
@@ -127,6 +131,7 @@ export class Runner {
 
   /** Create the session on the best executor; errors are shown on the page. */
   async start() {
+    this.#addTuning().catch(showError);
     const { providers, emulated } = await wantedProviders();
     this.#emulated = emulated;
     await this.#create(providers);
@@ -141,10 +146,23 @@ export class Runner {
   run(feeds, { timed = true } = {}) {
     return this.#inTurn(async () => {
       if (!this.session) return null;
+      this.#feeds = feeds;
       const start = performance.now();
       const outputs = await this.session.run(feeds);
       if (timed) this.#count(this.#provider(), performance.now() - start);
       return outputs;
+    });
+  }
+
+  /** Run what was run last again. Milliseconds, or null when there is nothing to run. */
+  repeat() {
+    return this.#inTurn(async () => {
+      if (!this.session || !this.#feeds) return null;
+      const start = performance.now();
+      await this.session.run(this.#feeds);
+      const ms = performance.now() - start;
+      this.#count(this.#provider(), ms);
+      return ms;
     });
   }
 
@@ -157,6 +175,14 @@ export class Runner {
     const done = this.#work.then(task);
     this.#work = done.catch(() => {});
     return done;
+  }
+
+  /** The panel below the model, on sites with Python. */
+  async #addTuning() {
+    if (!document.getElementById("tuning")) return;
+    const { TuningPanel } = await import("./tuning.js");
+    this.#tuning = new TuningPanel(this);
+    if (this.session) this.#tuning.ready();
   }
 
   #provider() {
@@ -208,7 +234,9 @@ export class Runner {
       this.#describe();
     });
     document.documentElement.dataset.state = this.session ? "ready" : "failed";
-    if (this.session) this.#onReady();
+    if (!this.session) return;
+    this.#onReady();
+    this.#tuning?.ready();
   }
 
   /** Tell what runs, and why what does not run does not. */

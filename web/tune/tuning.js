@@ -2,7 +2,7 @@
 // (pywebgpu/tune_page.py), the measuring worker tries it while the page has nothing to run, and
 // winners are taken into use between two runs.
 
-import { BundleError, InputError, PywebgpuError } from "../errors.js";
+import { BundleError, InputError } from "../errors.js";
 import { tunedKey } from "../kept.js";
 import { frame, trialFrames } from "../shapes.js";
 import { layout, PARAMS_BASE, WasmHost } from "../wasm.js";
@@ -103,6 +103,12 @@ export class Tuning {
         expected: "> 0",
       });
     }
+    if (seat.bundle.manifest.program.length) {
+      throw new InputError("models with loops and branches that data decide are not tuned in a page", {
+        where: "tune",
+        remedy: "Tune on the desktop with `pywebgpu tune`, and export with its records.",
+      });
+    }
     this.#seat = seat;
     this.#options = options;
     this.#cancelled = new Promise((_, reject) => {
@@ -176,7 +182,14 @@ export class Tuning {
   async #python() {
     this.#say("python", "Loading Python", 0, 1);
     if (this.#options.python) return this.#options.python;
-    const { PythonRuntime } = await import("../py/client.js");
+    const { PythonRuntime } = await import("../py/client.js").catch((cause) => {
+      throw new BundleError("the site has no Python, which generates the candidates", {
+        where: "py/client.js",
+        got: cause,
+        remedy: "Build the site with Pyodide: `pywebgpu site --pyodide local`.",
+        cause,
+      });
+    });
     const starting = PythonRuntime.create();
     try {
       return await this.#unlessCancelled(starting);
