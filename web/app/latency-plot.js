@@ -59,7 +59,7 @@ export class LatencyPlot {
       padding: [12, 14, 0, 0],
       scales: { x: { time: false }, y: { range: () => range(this.#data[1]) } },
       axes: [
-        { ...axis, values: unit("s") },
+        { ...axis, size: 34, values: unit("s") },
         { ...axis, size: 58, values: unit("ms") },
       ],
       series: [{}, runs, { stroke: color("--bar"), width: 2, points: { show: false } }],

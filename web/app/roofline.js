@@ -4,7 +4,7 @@
 /** @typedef {import("../pywebgpu.js").KernelRow} KernelRow */
 
 const NAMESPACE = "http://www.w3.org/2000/svg";
-const [LEFT, RIGHT, TOP, BOTTOM] = [52, 14, 14, 30];
+const [LEFT, RIGHT, TOP, BOTTOM] = [44, 14, 14, 30];
 
 /**
  * @param {string} tag
@@ -55,9 +55,9 @@ export function drawRoofline(place, rows, peak) {
   }
   for (let n = y0; n <= y1; n++) {
     line("grid", [LEFT, y(10 ** n), width - RIGHT, y(10 ** n)]);
-    const label = n === y1 ? "GFLOP/s" : `${10 ** n}`;
-    svg.append(shape("text", { x: LEFT - 6, y: y(10 ** n) + 4, "text-anchor": "end" }, label));
+    svg.append(shape("text", { x: LEFT - 6, y: y(10 ** n) + 4, "text-anchor": "end" }, `${10 ** n}`));
   }
+  svg.append(shape("text", { x: LEFT + 6, y: TOP + 14 }, "GFLOP/s"));
   if (peak) line("roof", [LEFT, y(peak), width - RIGHT, y(peak)]);
   for (const row of products) {
     const radius = 3.5 + 9 * Math.sqrt(row.share);

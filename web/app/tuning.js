@@ -34,8 +34,11 @@ export class TuningPanel {
   #cancel = element("tuning-cancel", HTMLButtonElement);
   #state = element("tuning-state", HTMLElement);
   #bar = element("tuning-progress", HTMLProgressElement);
+  #roofline = element("tuning-roofline", HTMLElement);
   /** @type {KernelRow[]} */
   #rows = [];
+  /** GFLOP/s of one core, where it is known. @type {number | undefined} */
+  #peak;
 
   /** @param {Runner} runner */
   constructor(runner) {
@@ -44,6 +47,8 @@ export class TuningPanel {
     this.#pause.addEventListener("click", () => this.#togglePause());
     this.#cancel.addEventListener("click", () => this.#tuning?.cancel());
     element("tuning-export", HTMLElement).addEventListener("click", () => this.#export());
+    const redraw = () => drawRoofline(this.#roofline, this.#rows, this.#peak);
+    new ResizeObserver(redraw).observe(this.#roofline);
     const file = element("tuning-import", HTMLInputElement);
     file.addEventListener("change", () => this.#import(file).catch(showError));
   }
@@ -102,7 +107,7 @@ export class TuningPanel {
   }
 
   /** @param {TuneProgress} progress */
-  #show({ stage, label, done, total, seconds }) {
+  #show({ stage, label, seconds }) {
     const tuning = this.#tuning;
     const clock = seconds ? ` ${Math.round(seconds)} s of ${BUDGET_S} s` : "";
     if (stage !== "done") this.#state.textContent = `${STAGES[stage]}${clock}`;
@@ -112,13 +117,12 @@ export class TuningPanel {
     if (stage === "swap") this.#plot.swap();
     if (!tuning || tuning.rows === this.#rows) return;
     this.#rows = tuning.rows;
+    this.#peak = tuning.caps?.gflops;
     this.#showKernels();
-    const { caps } = tuning;
-    drawRoofline(element("tuning-roofline", HTMLElement), this.#rows, caps?.gflops);
-    element("tuning-peak", HTMLElement).textContent = caps?.gflops
-      ? `Line: ${caps.gflops.toFixed(0)} GFLOP/s on one core, measured`
-      : "Larger points take more of a run";
-    element("tuning-peak", HTMLElement).title = `${done} of ${total}`;
+    drawRoofline(this.#roofline, this.#rows, this.#peak);
+    element("tuning-peak", HTMLElement).textContent = this.#peak
+      ? `Line: measured peak, ${this.#peak.toFixed(0)}`
+      : "By share of a run";
   }
 
   #showKernels() {
