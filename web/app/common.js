@@ -1,10 +1,9 @@
 // What every page with a model shares: creating the session, switching between executors, timing,
 // and the panel that tells the visitor about it (pages/runtime.html.j2).
 
-import { DeviceError, InferenceSession } from "../pywebgpu.js";
+import { DeviceError, InferenceSession, Tensor } from "../pywebgpu.js";
 import { canIsolate, isIsolatedByWorker, isolate, stopIsolating } from "./worker.js";
 
-/** @typedef {import("../pywebgpu.js").Tensor} Tensor */
 /** @typedef {"webgpu" | "wasm"} Provider */
 /** @typedef {Awaited<ReturnType<typeof InferenceSession.create>>} Session */
 
@@ -154,10 +153,11 @@ export class Runner {
     });
   }
 
-  /** Run what was run last again. Milliseconds, or null when there is nothing to run. */
+  /** Run what was run last again. Milliseconds, or null without a session. */
   repeat() {
     return this.#inTurn(async () => {
-      if (!this.session || !this.#feeds) return null;
+      if (!this.session) return null;
+      this.#feeds ??= zeros(this.session);
       const start = performance.now();
       await this.session.run(this.#feeds);
       const ms = performance.now() - start;
@@ -316,6 +316,17 @@ export class Runner {
     const name = NAMES[provider];
     element("badge", HTMLElement).textContent = time ? `${name} · ${time}` : name;
   }
+}
+
+/** Inputs for a page that has run nothing yet; what is open in their shapes is 1. @param {Session} session */
+function zeros({ inputMetadata }) {
+  return Object.fromEntries(
+    inputMetadata.map(({ name, type, shape }) => {
+      const dims = shape.map((size) => (typeof size === "number" ? size : 1));
+      const count = dims.reduce((a, b) => a * b, 1);
+      return [name, new Tensor(type, Array(count).fill(type.endsWith("int64") ? 0n : 0), dims)];
+    }),
+  );
 }
 
 /** The download's line: a bar for all files together and, opened, one for each. */

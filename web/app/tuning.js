@@ -110,7 +110,8 @@ export class TuningPanel {
   #show({ stage, label, seconds }) {
     const tuning = this.#tuning;
     const clock = seconds ? ` ${Math.round(seconds)} s of ${BUDGET_S} s` : "";
-    if (stage !== "done") this.#state.textContent = `${STAGES[stage]}${clock}`;
+    const paused = tuning?.state === "paused"; // what was under way may still end
+    if (stage !== "done" && !paused) this.#state.textContent = `${STAGES[stage]}${clock}`;
     this.#state.title = label;
     this.#bar.value = stage === "python" ? 0 : seconds / BUDGET_S;
     if (stage !== "python") this.#pause.disabled = false;
