@@ -303,7 +303,14 @@ class Tuning:
                 break
             answer = self._answer
         yield {"kind": "device", "caps": self.device}
-        jobs = self.model.jobs(sizes)
+        try:
+            jobs = self.model.jobs(sizes)
+        except KeyError as error:
+            raise PywebgpuError(
+                f"the size {error} is not known before the model has run",
+                where="tuner",
+                remedy="Run the session once, and then tune it",
+            ) from error
         self.jobs = {job.key: job for job in jobs}
         asking = tune(
             jobs,

@@ -50,7 +50,7 @@ export class Rigged {
     Object.assign(this, { python, edit, after, wins });
   }
   async call(module, name, ...args) {
-    if (name === "step" && this.wins && args[1].ms) {
+    if (name === "step" && this.wins && Array.isArray(args[1].ms)) {
       args[1].ms = this.numbers.map((n) => (n === 1 ? 0.5 : 1));
     }
     const value = await this.python.call(module, name, ...args);

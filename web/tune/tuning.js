@@ -103,12 +103,6 @@ export class Tuning {
         expected: "> 0",
       });
     }
-    if (seat.bundle.manifest.program.length) {
-      throw new InputError("models with loops and branches that data decide are not tuned in a page", {
-        where: "tune",
-        remedy: "Tune on the desktop with `pywebgpu tune`, and export with its records.",
-      });
-    }
     this.#seat = seat;
     this.#options = options;
     this.#cancelled = new Promise((_, reject) => {
@@ -280,12 +274,12 @@ export class Tuning {
   /** What the model is and what it runs on, for Python. */
   async #setup() {
     const { bundle, kept } = this.#seat;
-    const { generator_version, buffers, steps } = bundle.manifest;
+    const { generator_version, buffers, steps, program } = bundle.manifest;
     const host = this.#seat.host();
     const sizes = this.#frame().sizes;
     const records = await kept.records();
     return {
-      manifest: JSON.stringify({ generator_version, buffers, steps }),
+      manifest: JSON.stringify({ generator_version, buffers, steps, program }),
       specs: new TextDecoder().decode(await bundle.read(SPECS)),
       sizes: Object.fromEntries(sizes),
       budget: this.#options.budget ?? BUDGET_S,
