@@ -90,7 +90,13 @@ async function ortWeb({ provider, runs }) {
 /** Before anything ran. @param {unknown} error */
 const refusal = (error) => Object.assign(new Error(String(error)), { refused: true });
 
-const RUNTIMES = /** @type {Record<string, (job: Job) => Promise<object>>} */ ({ ours, ortWeb });
+/** @param {any} job */
+const manyShapes = async (job) =>
+  (await import("./shapes.js")).shapes(job, unpacked, packed);
+
+const RUNTIMES = /** @type {Record<string, (job: Job) => Promise<object>>} */ ({
+  ours, ortWeb, manyShapes,
+});
 
 /** Exceptions that leave a module of ORT's in an unknown state say nothing that it formulated. */
 const isClean = (/** @type {string} */ message) => /ERROR_CODE|unsupported|not supported/i.test(message);
