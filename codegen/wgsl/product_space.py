@@ -153,16 +153,19 @@ def _legal(t: Tile | Matrix, caps: WgslCaps) -> bool:
 
 
 def _few(p: Product) -> list[Few]:
-    m = p.m if isinstance(p.m, int) else 4
+    _, m, _, k = _sizes(p)
     rows = next(r for r in (1, 2, 4, 8) if r >= min(m, 8))
-    if p.b is Order.PANEL:
-        pairs = [(2, 64), (2, 128), (2, 32), (4, 32), (4, 64), (2, 16), (4, 16)]
+    if m > 8:
+        pairs = [(2, 32), (2, 16), (4, 16), (4, 32), (2, 64)]
+    elif p.b is Order.PANEL:
+        # As many shares as have some steps each: the more are in flight, the less each waits.
+        pairs = [(2, 64), (2, 32), (4, 64), (4, 32), (2, 16), (4, 16)]
+        pairs.insert(0 if k >= 1024 else 1, (2, 128))
     elif p.b is Order.N:
         pairs = [(8, 8), (8, 16), (16, 8), (4, 16), (8, 32), (16, 4), (32, 4)]
     else:
         pairs = [(1, 64), (1, 32), (2, 32), (1, 128), (2, 64), (4, 32), (1, 256)]
-    more = (2 * rows, rows) if m > 8 else (rows,)
-    return [Few(r, columns, shares) for columns, shares in pairs for r in more]
+    return [Few(rows, columns, shares) for columns, shares in pairs]
 
 
 def _legal_few(f: Few, caps: WgslCaps) -> bool:

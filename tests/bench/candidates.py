@@ -24,10 +24,11 @@ from typing import Any
 
 import numpy as np
 
+from pywebgpu.codegen import scalar as sc
 from pywebgpu.codegen import wgsl
 from pywebgpu.codegen.caps import WGSL_VARIANTS, WgslCaps
 from pywebgpu.codegen.dims import evaluate
-from pywebgpu.codegen.spec import Conv, KernelSpec, Matmul, Storage
+from pywebgpu.codegen.spec import Blocks, Conv, KernelSpec, Matmul, Storage, View
 from pywebgpu.codegen.wgsl.product_space import everything
 from pywebgpu.errors import DeviceError
 from tests.bench import kernels, unattended
@@ -51,6 +52,7 @@ CASES: dict[str, Callable[[], kernels.Case]] = {
     "128x1536x384": lambda: kernels.matmul(128, 1536, 384),
     "384x768x768": lambda: kernels.matmul(384, 768, 768),
     "1x4096x4096": lambda: kernels.matmul(1, 4096, 4096),
+    "1x4096x4096 int4": lambda: in_blocks(1, 4096, 4096),
     "4x768x3072": lambda: kernels.matmul(4, 768, 3072),
     "conv 3x3 64-64 56": lambda: kernels.conv(56, 64, 64, 3),
     "conv 3x3 256-256 14": lambda: kernels.conv(14, 256, 256, 3),
@@ -72,6 +74,18 @@ class Row:
     problem: str = ""
 
 
+def in_blocks(m: int, n: int, k: int) -> kernels.Case:
+    """Weights in 4 bits, with a scale and a zero point for every 32 steps of k."""
+    f32, panels = Storage.F32, -(-n // 8)
+    settings = panels * -(-k // 32) * 8
+    spec = Matmul(
+        (), m, n, k, View((k, 1)), None, View((n, 1)), sc.acc() + sc.load(4, sc.axis(1)),
+        (f32, Storage.I8, f32, f32, f32), f32, blocks=Blocks(4, 32, True),
+    )  # fmt: skip
+    elements = (m * k, panels * (-(-k // 4) * 4) * 4, settings, settings, n)
+    return kernels.Case(spec, elements, m * n, 2 * m * n * k)
+
+
 def in_half(case: kernels.Case) -> kernels.Case:
     """The same with everything stored as f16."""
     half = (Storage.F16,) * len(case.elements)
@@ -83,14 +97,16 @@ def in_half(case: kernels.Case) -> kernels.Case:
 def operands(case: kernels.Case) -> list[Array]:
     rng = np.random.default_rng(1)
     return [
-        rng.standard_normal(n, np.float32).astype(_DTYPE[s])
+        rng.integers(-128, 128, n, np.int8)
+        if s is Storage.I8
+        else rng.standard_normal(n, np.float32).astype(_DTYPE[s])
         for n, s in zip(case.elements, case.spec.operands, strict=True)
     ]
 
 
 def expected(spec: KernelSpec, data: list[Array]) -> Array | None:
     """acc + bias of a product with packed columns; None: nothing independent and quick."""
-    if not isinstance(spec, Matmul) or spec.b is not None:
+    if not isinstance(spec, Matmul) or spec.b is not None or spec.blocks is not None:
         return None
     m, n, k = (evaluate(d, {}) for d in (spec.m, spec.n, spec.k))
     columns = data[1].astype(np.float32).reshape(-1, k, 8).transpose(1, 0, 2).reshape(k, -1)[:, :n]
