@@ -16,7 +16,7 @@ from typing import Any
 from . import scalar as sc
 from .dims import Dim, Expr, dim_from_json, dim_json
 from .scalar import Op, Scalar, Type
-from .spec import FAMILIES, Blocks, KernelSpec, View, family
+from .spec import FAMILIES, Blocks, KernelSpec, Prologue, View, family
 
 
 def spec_to_json(spec: KernelSpec) -> dict[str, Any]:
@@ -32,6 +32,8 @@ def spec_to_json(spec: KernelSpec) -> dict[str, Any]:
 def _scalars(value: Any) -> list[Scalar]:
     if isinstance(value, tuple):
         return [found for item in value for found in _scalars(item)]
+    if isinstance(value, Prologue):
+        return [value.value, value.final]
     return [value] if isinstance(value, Scalar) else []
 
 
@@ -51,6 +53,9 @@ def _encode(value: Any, nodes: dict[Scalar, int]) -> Any:
         return [dim_json(value.offset), *map(dim_json, value.strides)]
     if isinstance(value, Blocks):
         return [value.bits, value.size, value.zeros]
+    if isinstance(value, Prologue):
+        fields = dataclasses.fields(value)
+        return {f.name: _encode(getattr(value, f.name), nodes) for f in fields}
     if isinstance(value, float):
         return value.hex()
     if isinstance(value, tuple):
@@ -64,13 +69,17 @@ def spec_from_json(data: dict[str, Any]) -> KernelSpec:
     nodes: list[Scalar] = []
     for op, type_, value, *args in data["nodes"]:
         nodes.append(_read_node(Op(op), Type(type_), value, [nodes[a] for a in args]))
+    made: KernelSpec = _record(cls, data, nodes)
+    return made
+
+
+def _record(cls: Any, data: dict[str, Any], nodes: list[Scalar]) -> Any:
     hints = typing.get_type_hints(cls)
-    fields = {
+    return cls(**{
         f.name: _decode(data[f.name], hints[f.name], nodes)
         for f in dataclasses.fields(cls)
         if f.init
-    }
-    return cls(**fields)
+    })  # fmt: skip
 
 
 def _read_node(op: Op, type_: Type, value: Any, args: list[Scalar]) -> Scalar:
@@ -93,6 +102,8 @@ def _decode(value: Any, hint: Any, nodes: list[Scalar]) -> Any:
         return tuple(_decode(v, h, nodes) for v, h in zip(value, inner, strict=True))
     if hint is Scalar:
         return nodes[value]
+    if hint is Prologue:
+        return _record(Prologue, value, nodes)
     if hint is View:
         return View(tuple(dim_from_json(s) for s in value[1:]), dim_from_json(value[0]))
     if hint is Blocks:

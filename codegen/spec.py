@@ -168,12 +168,29 @@ class Blocks:
 
 
 @dataclass(frozen=True, slots=True)
+class Prologue:
+    """How a product makes its left operand as it reads it, so that no kernel before it has to.
+
+    A[m, k] = final(ACC = value), over AXIS (m, k); with a `norm` (LAYER or RMS) ACC is the value
+    normalised over its row m. With `keep` the kernel also stores A, row-major, in a second output
+    of that storage. WGSL only.
+    """
+
+    value: Scalar
+    final: Scalar
+    norm: RowOp | None = None
+    eps: float = 0.0
+    keep: Storage | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Matmul:
     """out[...] = final(ACC = sum_k A[..., m, k] * B[..., k, n]).
 
     Views are over (*batch, m, k), (*batch, k, n) and (*batch, m, n). `b` None: operand 1 is a
     constant packed in panels, and `batch` is empty. AXIS in `final`: batch..., then m, then n.
-    Operand 0 is A, operand 1 is B; `final` loads from operands 2 and up.
+    Operand 0 is A, operand 1 is B; `final` loads from operands 2 and up. With a `prologue` (only
+    without `batch`) that says what A is, and operand 0 is any of the buffers it loads from.
 
     Operand 1 of storage I8 (`b` None, A in F32): an int8 product. Each panel is
     [ceil(K/4)][8 columns][4] i8 weights, padded with zeros, then eight F32 scales and eight I32
@@ -201,6 +218,7 @@ class Matmul:
     output: Storage
     n_args: int = 0
     blocks: Blocks | None = None
+    prologue: Prologue | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +263,8 @@ class Attention:
     Views are over (batch, head, position, feature); k's and v's head axis counts `kv_heads`, and
     query head h reads kv head h // (heads / kv_heads). Operands 0, 1, 2 are q, k, v; `bias`, an
     F32 Scalar over AXIS (batch, head, q position, kv position), loads from operands 3 and up.
+    `query`, over AXIS (batch, head, position, feature), is q's element in place of its view; it
+    loads from operand 0 and from 3 and up. WGSL only.
     `causal`: kv position j is hidden from q position i when j > i + kv_len - q_len. A row whose
     every score is -inf gives 0 when `zero_masked_rows`, NaN otherwise; kv_len 0 gives 0.
     """
@@ -267,6 +287,7 @@ class Attention:
     operands: tuple[Storage, ...]
     output: Storage
     n_args: int = 0
+    query: Scalar | None = None
 
 
 class Cell(enum.Enum):

@@ -69,22 +69,27 @@ def _choose(
     return candidates[0] if picked is None else picked
 
 
+def kernels_of(plan: Plan, target: str) -> tuple[KernelSpec, ...]:
+    """What a plan plays on a target of the records."""
+    return plan.kernels if target.startswith("wasm") else plan.on_gpu.kernels
+
+
 def tuned_kernels(plan: Plan, winners: Winners) -> dict[str, int]:
     """How many of the plan's kernels a record speaks of, for each target with any."""
     targets = dict.fromkeys(record.target for record in winners.records)
-    found = {t: sum(bool(winners.matching(s, t)) for s in plan.kernels) for t in targets}
+    found = {t: sum(bool(winners.matching(s, t)) for s in kernels_of(plan, t)) for t in targets}
     return {target: count for target, count in sorted(found.items()) if count}
 
 
 def wgsl_kernels(
     plan: Plan, winners: Winners = NO_WINNERS, variant: str = "default"
 ) -> list[WgslKernel]:
-    """One kernel per spec, in one of `WGSL_VARIANTS`."""
+    """One kernel per spec of the GPU's plan, in one of `WGSL_VARIANTS`."""
     (caps,) = (v.caps for v in WGSL_VARIANTS if v.name == variant)
     target = wgsl_target_name(caps.emulated)
     return [
         wgsl.render(spec, _choose(wgsl.space(spec, caps), spec, target, "WebGPU", winners))
-        for spec in plan.kernels
+        for spec in plan.on_gpu.kernels
     ]
 
 

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,8 @@ def _write_files(
                 "kernels": kernels,
             }
         )
-    write(SPECS, _json([spec_to_json(spec) for spec in plan.kernels]))
+    specs = {"wasm": plan.kernels, "webgpu": plan.on_gpu.kernels}
+    write(SPECS, _json({k: [spec_to_json(spec) for spec in v] for k, v in specs.items()}))
     shards = []
     written = 0
     for number, data in enumerate(_shards(weights)):
@@ -186,7 +187,7 @@ def _write_files(
         **plan_json(plan),
         "weights": {"bytes": plan.weight_bytes, "shards": shards},
         "wasm": _wasm_section(wasm),
-        "webgpu": {"variants": gpu_variants},
+        "webgpu": {"steps": _steps_json(plan.on_gpu), "variants": gpu_variants},
         "files": dict(sorted(files.items())),
         "metadata": plan.metadata,
     }
@@ -227,22 +228,27 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "outputs": [_port_json(port) for port in plan.outputs],
         "buffers": [_buffer_json(buffer) for buffer in plan.buffers],
         "slots": [dim_json(size) for size in plan.slots],
-        "steps": [
-            {
-                "kernel": step.kernel,
-                "operands": list(step.operands),
-                "output": step.output,
-                "args": [dim_json(arg) for arg in step.args],
-                "label": step.label,
-            }
-            for step in plan.steps
-        ],
+        "steps": _steps_json(plan),
         "program": program_json(plan.program),
         "checks": [
             {"left": dim_json(c.left), "right": dim_json(c.right), "where": c.where}
             for c in plan.checks
         ],
     }
+
+
+def _steps_json(plan: Plan) -> list[dict[str, Any]]:
+    return [
+        {
+            "kernel": step.kernel,
+            "operands": list(step.operands),
+            "output": step.output,
+            **({} if step.kept is None else {"kept": step.kept}),
+            "args": [dim_json(arg) for arg in step.args],
+            "label": step.label,
+        }
+        for step in plan.steps
+    ]
 
 
 def _port_json(port: Port) -> dict[str, Any]:
@@ -417,7 +423,10 @@ class Bundle:
     def plan(self) -> Plan:
         """The plan, specs included."""
         try:
-            specs = tuple(spec_from_json(data) for data in json.loads(self.file(SPECS)))
+            specs = {
+                target: tuple(spec_from_json(data) for data in found)
+                for target, found in json.loads(self.file(SPECS)).items()
+            }
             return _plan_from_json(self.manifest, specs)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise BundleError(
@@ -523,7 +532,7 @@ def _zip_reader(where: str, file: io.BytesIO) -> Callable[[str], bytes]:
     return lambda name: archive.read(prefix + name)
 
 
-def _plan_from_json(data: dict[str, Any], specs: tuple[Any, ...]) -> Plan:
+def _plan_from_json(data: dict[str, Any], specs: dict[str, tuple[Any, ...]]) -> Plan:
     def port(item: dict[str, Any]) -> Port:
         shape = tuple(dim_from_json(d) for d in item["shape"])
         storage = Storage(item["storage"])
@@ -536,22 +545,27 @@ def _plan_from_json(data: dict[str, Any], specs: tuple[Any, ...]) -> Plan:
 
     def step(item: dict[str, Any]) -> Step:
         args = tuple(dim_from_json(a) for a in item["args"])
-        return Step(item["kernel"], tuple(item["operands"]), item["output"], args, item["label"])
+        operands = tuple(item["operands"])
+        return Step(item["kernel"], operands, item["output"], args, item["label"], item.get("kept"))
 
     def check(item: dict[str, Any]) -> SizeCheck:
         return SizeCheck(dim_from_json(item["left"]), dim_from_json(item["right"]), item["where"])
 
-    return Plan(
+    plan = Plan(
         name=data["name"],
         symbols=tuple(data["symbols"]),
         inputs=tuple(map(port, data["inputs"])),
         outputs=tuple(map(port, data["outputs"])),
         buffers=tuple(map(buffer, data["buffers"])),
         slots=tuple(dim_from_json(s) for s in data["slots"]),
-        kernels=specs,
+        kernels=specs["wasm"],
         steps=tuple(map(step, data["steps"])),
         weight_bytes=data["weights"]["bytes"],
         checks=tuple(map(check, data["checks"])),
         program=program_from_json(data["program"]),
         metadata=data["metadata"],
     )
+    steps = tuple(map(step, data["webgpu"]["steps"]))
+    if steps == plan.steps:
+        return plan
+    return replace(plan, gpu=replace(plan, kernels=specs["webgpu"], steps=steps))

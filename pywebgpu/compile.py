@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from .half import halve
 from .infer import symbolic
 from .load import load
 from .lower import Int8, Lowering, lower
+from .lower.fuse import fuse
+from .lower.values import Emitted
 from .memory import Memory, plan_memory
 from .passes.pipeline import optimise
 from .passes.siblings import merge_siblings
@@ -71,12 +73,16 @@ def compile_model(
     lowering = lower(graph, int8)
     if half:
         halve(lowering)
-    memory = plan_memory(lowering.buffers, lowering.steps, lowering.program, graph.counted)
-    return Compiled(make_plan(graph, lowering, memory), lowering, memory)
+    # A program's items name steps by number: those of a GPU must be the same.
+    fused = lowering.steps if lowering.controlled else fuse(lowering.steps, lowering.buffers)
+    memory = plan_memory(lowering.buffers, lowering.steps, lowering.program, graph.counted, fused)
+    return Compiled(make_plan(graph, lowering, memory, fused), lowering, memory)
 
 
-def make_plan(graph: Graph, lowering: Lowering, memory: Memory) -> Plan:
-    """Number kernels, buffers and slots."""
+def make_plan(
+    graph: Graph, lowering: Lowering, memory: Memory, fused: Sequence[Emitted | None]
+) -> Plan:
+    """Number kernels, buffers and slots; `fused` is what a GPU plays in place of each step."""
     offsets, weight_bytes = lowering.weights.offsets()
     buffers: list[Buffer] = []
     for info, slot, size in zip(lowering.buffers, memory.slot_of, memory.bytes, strict=True):
@@ -85,24 +91,36 @@ def make_plan(graph: Graph, lowering: Lowering, memory: Memory) -> Plan:
             buffers.append(WeightBuffer(offsets[info.weight], max(array.nbytes, 4)))
         else:
             buffers.append(SlotBuffer(slot, size))
-    kernels: dict[KernelSpec, int] = {}
-    steps = tuple(
-        Step(kernels.setdefault(s.spec, len(kernels)), s.operands, s.output, s.args, s.label)
-        for s in lowering.steps
-    )
-    return Plan(
+    kernels, steps = _numbered(lowering.steps)
+    plan = Plan(
         name=graph.name,
         symbols=_symbols(graph),
         inputs=_ports(graph, graph.inputs, lowering, lowering.input_buffers),
         outputs=_ports(graph, graph.outputs, lowering, lowering.output_buffers),
         buffers=tuple(buffers),
         slots=memory.slots,
-        kernels=tuple(kernels),
+        kernels=kernels,
         steps=steps,
         weight_bytes=weight_bytes,
         checks=_checks(graph),
         program=tuple(lowering.program) if lowering.controlled else (),
     )
+    kernels, steps = _numbered([step for step in fused if step is not None])
+    if steps == plan.steps:
+        return plan
+    return replace(plan, gpu=replace(plan, kernels=kernels, steps=steps))
+
+
+def _numbered(emitted: Sequence[Emitted]) -> tuple[tuple[KernelSpec, ...], tuple[Step, ...]]:
+    """Each distinct spec once, and the steps that call them by number."""
+    kernels: dict[KernelSpec, int] = {}
+    steps = [
+        Step(
+            kernels.setdefault(s.spec, len(kernels)), s.operands, s.output, s.args, s.label, s.kept
+        )
+        for s in emitted
+    ]
+    return tuple(kernels), tuple(steps)
 
 
 def _symbols(graph: Graph) -> tuple[str, ...]:

@@ -134,9 +134,16 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
         "outputs": [_bundle_port(port) for port in manifest["outputs"]],
         "steps": len(manifest["steps"]),
         "kernels": len({step["kernel"] for step in manifest["steps"]}),
+        "dispatches": _dispatches(manifest["webgpu"]),
         "weight_bytes": manifest["weights"]["bytes"],
         "files": {name: entry["bytes"] for name, entry in sorted(manifest["files"].items())},
     }
+
+
+def _dispatches(webgpu: dict[str, Any]) -> int:
+    """Kernel launches of a run on WebGPU, with the kernels that every device can run."""
+    kernels = webgpu["variants"][-1]["kernels"]
+    return sum(len(kernels[step["kernel"]]["passes"]) for step in webgpu["steps"])
 
 
 def _bundle_port(port: dict[str, Any]) -> dict[str, Any]:

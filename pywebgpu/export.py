@@ -134,8 +134,8 @@ def export(
     return ExportReport(
         name=plan.name,
         path=str(out),
-        kernels=len(plan.kernels),
-        dispatches=sum(len(wgsl["default"][step.kernel].passes) for step in plan.steps),
+        kernels=len(plan.on_gpu.kernels),
+        dispatches=sum(len(wgsl["default"][step.kernel].passes) for step in plan.on_gpu.steps),
         weight_bytes=plan.weight_bytes,
         wasm_bytes=max((n for f, n in files.items() if f.endswith(".wasm")), default=0),
         wgsl_bytes=files[wgsl_file("default")],

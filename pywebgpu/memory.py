@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from .codegen.dims import Dim, align, bound, dim_max, evaluate, symbols
 from .codegen.program import Item, Loop, bodies, span
@@ -69,14 +70,22 @@ def plan_memory(
     steps: Sequence[Emitted],
     program: Sequence[Item] = (),
     most: Mapping[str, Dim] | None = None,
+    replaced: Sequence[Emitted | None] = (),
 ) -> Memory:
-    """Slots for everything that is not a weight; ports keep theirs for themselves."""
+    """Slots for everything that is not a weight; ports keep theirs for themselves.
+
+    replaced: what is played in place of each step elsewhere; the slots serve both.
+    """
     first: dict[int, int] = {}
     last: dict[int, int] = {}
-    for time, step in enumerate(steps):
-        for buffer in (step.output, *step.operands):
-            first.setdefault(buffer, time)
-            last[buffer] = time
+    for time, both in enumerate(zip_longest(steps, replaced)):
+        for step in both:
+            if step is None:
+                continue
+            for buffer in (step.output, *step.operands, step.kept):
+                if buffer is not None:
+                    first.setdefault(buffer, time)
+                    last[buffer] = time
     _stay_in_loops(program, first, last)
     beginning: dict[int, list[int]] = {}
     for buffer, time in first.items():

@@ -64,6 +64,8 @@ class Step:
     args: tuple[Dim, ...]
     label: str
     """For people: the nodes it came from."""
+    kept: int | None = None
+    """The buffer of a product's second output (see `spec.Prologue`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,12 @@ class Plan:
     metadata: dict[str, str] = field(default_factory=dict)
     program: Program = ()
     """In which order the steps are played, where data decide it; empty: in theirs."""
+    gpu: Plan | None = None
+    """The same with the kernels and steps that a GPU plays in their place, where those differ."""
+
+    @property
+    def on_gpu(self) -> Plan:
+        return self.gpu or self
 
     @property
     def counted(self) -> tuple[Read, ...]:

@@ -23,7 +23,7 @@ from .bundle import Bundle
 from .codegen.dims import Dim, evaluate
 from .codegen.spec import Storage
 from .codegen.wasm import abi
-from .codegen.wgsl.kernel import WgslKernel
+from .codegen.wgsl.kernel import Role, WgslKernel
 from .compile import compile_model
 from .console import human_ms
 from .errors import DeviceError, InputError
@@ -331,12 +331,21 @@ class WgpuHost:
         except Exception as error:  # wgpu-py has many kinds for what a device refuses
             raise CandidateError(f"{type(error).__name__}: {error}") from error
 
+    def _kept_for(self, code: WgslKernel) -> Any:
+        """A second output's buffer, as large as what it is made from; None where there is none."""
+        if not any(b.role is Role.KEPT for p in code.passes for b in p.bindings):
+            return None
+        (kept,) = self._scratch_for((max(self._job.operands),))
+        return kept
+
     def _make(self, number: int, code: WgslKernel) -> None:
         job, (*operands, output) = self._job, self._buffers
         self.gpu.pipelines([code])
         scratch = self._scratch_for(code.scratch)
         uniform = (self._uniform, 0) if self._uniform is not None else None
-        made = self.gpu.dispatches(code, operands, output, scratch, job.args, uniform)
+        made = self.gpu.dispatches(
+            code, operands, output, scratch, job.args, uniform, self._kept_for(code)
+        )
         dtype = base.storage_dtype(job.spec.output)
         size = job.output // dtype.itemsize * dtype.itemsize
         self.gpu.write(output, np.ones(size // dtype.itemsize, dtype).view(np.uint8))
@@ -433,7 +442,8 @@ def tune_model(
         raise InputError(
             "unknown provider", where="provider", got=provider, expected="wasm or webgpu"
         )
-    work = jobs(_plan(model), dims)
+    plan = _plan(model)
+    work = jobs(plan if provider == "wasm" else plan.on_gpu, dims)
     target: Target
     host: WasmtimeHost | WgpuHost
     if provider == "wasm":

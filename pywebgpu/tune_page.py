@@ -70,9 +70,11 @@ costs a page some compiling."""
 class _Model:
     """What the page's manifest and specs.json say, as far as tuning needs it."""
 
-    def __init__(self, manifest: Plain, specs: list[Plain]) -> None:
+    def __init__(self, manifest: Plain, specs: Plain, target: str) -> None:
+        """target: "wasm" or "webgpu", whose steps and specs these are."""
         self.manifest = manifest
-        self.specs = [spec_from_json(data) for data in specs]
+        self.steps = (manifest if target == "wasm" else manifest["webgpu"])["steps"]
+        self.specs = [spec_from_json(data) for data in specs[target]]
 
     def jobs(self, sizes: Mapping[str, int]) -> list[Job]:
         """The distinct kernels at these sizes of the model's symbols."""
@@ -91,7 +93,7 @@ class _Model:
                     1,
                     step["label"],
                 )
-                for step in self.manifest["steps"]
+                for step in self.steps
             ]
         )
 
@@ -114,7 +116,7 @@ class _Model:
                 self.place(step["output"]),
                 tuple(dim_from_json(arg) for arg in step["args"]),
             )
-            for step in self.manifest["steps"]
+            for step in self.steps
         ]
 
 
@@ -260,7 +262,8 @@ class Tuning:
         "records": text or None, "wasm": {"relaxed", "threads"} or "webgpu": {"offers", "limits",
         "subgroupSizes"}}
         """
-        self.model = _Model(json.loads(setup["manifest"]), json.loads(setup["specs"]))
+        target = "wasm" if "wasm" in setup else "webgpu"
+        self.model = _Model(json.loads(setup["manifest"]), json.loads(setup["specs"]), target)
         self.side = _Wasm(setup["wasm"]) if "wasm" in setup else _Wgsl(setup["webgpu"])
         self.known = records_from_json(setup["records"]) if setup.get("records") else ()
         found = json.loads(setup["manifest"])["generator_version"]

@@ -10,10 +10,10 @@ import numpy as np
 
 from pywebgpu.codegen.dims import evaluate as dim
 from pywebgpu.codegen.program import Branch, Program, Range, Read
-from pywebgpu.codegen.spec import Storage
+from pywebgpu.codegen.spec import Matmul, Storage
 from pywebgpu.compile import Compiled
 from pywebgpu.executors.base import check_feeds
-from pywebgpu.plan import SlotBuffer, Step, WeightBuffer
+from pywebgpu.plan import Plan, SlotBuffer, Step, WeightBuffer
 from tests import reference
 
 Array = np.ndarray[Any, Any]
@@ -26,8 +26,18 @@ _NUMPY = {
 
 
 def play(compiled: Compiled, feeds: Mapping[str, Any]) -> dict[str, Array]:
-    """The outputs by name. Slots are real memory here, so a wrong reuse gives wrong numbers."""
-    plan = compiled.plan
+    """The outputs by name. Slots are real memory here, so a wrong reuse gives wrong numbers.
+
+    What a GPU plays instead must give the same.
+    """
+    outputs = _play(compiled, compiled.plan, feeds)
+    if compiled.plan.gpu is not None:
+        for name, got in _play(compiled, compiled.plan.gpu, feeds).items():
+            np.testing.assert_allclose(got, outputs[name], 1e-4, 1e-4, err_msg=f"GPU, {name}")
+    return outputs
+
+
+def _play(compiled: Compiled, plan: Plan, feeds: Mapping[str, Any]) -> dict[str, Array]:
     arrays, symbols = check_feeds(plan, feeds)
     weights = b"".join(compiled.weight_chunks())
     assert len(weights) == plan.weight_bytes
@@ -50,9 +60,15 @@ def play(compiled: Compiled, feeds: Mapping[str, Any]) -> dict[str, Array]:
         spec = plan.kernels[step.kernel]
         output = plan.buffers[step.output]
         assert isinstance(output, SlotBuffer)
+        written_to = {output.slot}
+        if step.kept is not None:
+            kept = plan.buffers[step.kept]
+            assert isinstance(kept, SlotBuffer)
+            assert kept.slot not in written_to
+            written_to.add(kept.slot)
         for number in step.operands:
             other = plan.buffers[number]
-            assert not isinstance(other, SlotBuffer) or other.slot != output.slot, step.label
+            assert not isinstance(other, SlotBuffer) or other.slot not in written_to, step.label
         operands = [memory(n, s) for n, s in zip(step.operands, spec.operands, strict=True)]
         args = [dim(a, symbols) for a in step.args]
         target = memory(step.output, spec.output)
@@ -62,6 +78,13 @@ def play(compiled: Compiled, feeds: Mapping[str, Any]) -> dict[str, Array]:
         except Exception as error:
             raise AssertionError(f"{step.label}: {error}\n{spec}") from error
         target[written] = result[written].astype(target.dtype)
+        if step.kept is not None:
+            assert isinstance(spec, Matmul)
+            env = {f"a{i}": a for i, a in enumerate(args)}
+            made = reference.left_operand(spec, operands, env).ravel()
+            assert spec.prologue is not None
+            assert spec.prologue.keep is not None
+            memory(step.kept, spec.prologue.keep)[: made.size] = made
 
     def element(number: int) -> int:
         return int(memory(number, Storage.I32)[0])

@@ -344,6 +344,21 @@ def dequantise(spec: Matmul, operands: list[Array], k: int, n: int) -> Array:
     return np.asarray(found.transpose(1, 0, 2).reshape(k, -1)[:, :n])
 
 
+def left_operand(spec: Matmul, operands: Sequence[Array], env: dict[str, int]) -> Array:
+    """The m x k matrix that a product with a prologue makes for itself."""
+    prologue = spec.prologue
+    assert prologue is not None
+    m, k = _dims((spec.m, spec.k), env)
+    axes = _grid([m, k])
+    value = np.broadcast_to(scalar(prologue.value, axes, operands, env), [m, k])
+    if prologue.norm is not None:
+        mean = value.mean(1, keepdims=True) if prologue.norm is RowOp.LAYER else 0.0
+        apart = value - mean
+        value = apart / np.sqrt((apart**2).mean(1, keepdims=True) + prologue.eps)
+    made = scalar(prologue.final, axes, operands, env, value)
+    return np.broadcast_to(made, [m, k])
+
+
 def _matmul(spec: Matmul, operands: list[Array], env: dict[str, int]) -> tuple[Array, Array]:
     batch = _dims(spec.batch, env)
     m, n, k = _dims((spec.m, spec.n, spec.k), env)
@@ -351,8 +366,11 @@ def _matmul(spec: Matmul, operands: list[Array], env: dict[str, int]) -> tuple[A
     axes = _grid(space)
     if 0 in space:
         return np.zeros(space, np.int64), np.zeros(space)
-    a = _load(operands[0], _view(spec.a, _grid([*batch, m, k]), env), [])
-    a = np.broadcast_to(a, [*batch, m, k])
+    if spec.prologue is not None:
+        a = left_operand(spec, operands, env)
+    else:
+        a = _load(operands[0], _view(spec.a, _grid([*batch, m, k]), env), [])
+        a = np.broadcast_to(a, [*batch, m, k])
     if spec.blocks is not None:
         b = dequantise(spec, operands, k, n)
     elif spec.operands[1] is Storage.I8:
@@ -439,7 +457,11 @@ def _attention(spec: Attention, operands: list[Array], env: dict[str, int]) -> t
     def gather(operand: Array, view: View, shape: list[int]) -> Array:
         return np.broadcast_to(operand[_view(view, _grid(shape), env)], shape)
 
-    q = gather(operands[0], spec.q, [batch, spec.heads, q_len, spec.head_dim])
+    q_space = [batch, spec.heads, q_len, spec.head_dim]
+    if spec.query is not None:
+        q = np.broadcast_to(scalar(spec.query, _grid(q_space), operands, env), q_space)
+    else:
+        q = gather(operands[0], spec.q, q_space)
     k = gather(operands[1], spec.k, [batch, spec.kv_heads, kv_len, spec.head_dim])
     v = gather(operands[2], spec.v, [batch, spec.kv_heads, kv_len, spec.v_dim])
     k, v = np.repeat(k, repeat, 1), np.repeat(v, repeat, 1)

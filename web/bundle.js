@@ -20,7 +20,8 @@ import { violation } from "./schema.js";
  */
 /** @typedef {{weight: number, bytes: number}} WeightBuffer */
 /** @typedef {{slot: number, bytes: Dim}} SlotBuffer */
-/** @typedef {{kernel: number, operands: number[], output: number, args: Dim[], label: string}} Step */
+/** @typedef {{kernel: number, operands: number[], output: number, kept?: number,
+ *   args: Dim[], label: string}} Step */
 /** @typedef {{name: string, file: string, relaxed: boolean, threads: boolean}} Variant */
 /** @typedef {{slot: number} | {scratch: true} | {dim: Dim}} Param */
 /** @typedef {{code: number, bindings: [string, number][], grid: [Dim, Dim, Dim]}} Pass */
@@ -42,7 +43,7 @@ import { violation } from "./schema.js";
  * @property {import("./program.js").Program} program in which order; empty: in theirs
  * @property {{left: Dim, right: Dim, where: string}[]} checks sizes that must be equal
  * @property {{variants: Variant[], params: Param[], weights_base: number, scratch_per_thread: Dim}} wasm
- * @property {{variants: GpuVariant[]}} webgpu
+ * @property {{steps: Step[], variants: GpuVariant[]}} webgpu
  * @property {Record<string, {bytes: number, sha256: string}>} files
  * @property {Record<string, string>} metadata
  */
@@ -340,9 +341,12 @@ function dangling(manifest) {
     ...weights.shards.map((name, i) => unlisted(`/weights/shards/${i}`, name)),
     ...wasm.variants.map(({ file }, i) => unlisted(`/wasm/variants/${i}/file`, file)),
     ...webgpu.variants.map(({ file }, i) => unlisted(`/webgpu/variants/${i}/file`, file)),
-    ...steps.flatMap(({ kernel, operands, output }, i) => [
-      ...webgpu.variants.map(({ kernels }) => beyond(`/steps/${i}/kernel`, kernel, kernels)),
-      ...[...operands, output].map((number) => beyond(`/steps/${i}`, number, buffers)),
+    ...steps.flatMap(({ operands, output }, i) =>
+      [...operands, output].map((number) => beyond(`/steps/${i}`, number, buffers)),
+    ),
+    ...webgpu.steps.flatMap(({ kernel, operands, output, kept = output }, i) => [
+      ...webgpu.variants.map(({ kernels }) => beyond(`/webgpu/steps/${i}/kernel`, kernel, kernels)),
+      ...[...operands, output, kept].map((number) => beyond(`/webgpu/steps/${i}`, number, buffers)),
     ]),
     ...walk(manifest.program).map((item) => {
       if ("steps" in item) return beyond("/program", item.steps[1] - 1, steps);

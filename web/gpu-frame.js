@@ -24,8 +24,8 @@ const BINDINGS = 64; // sets of callers' buffers whose bind groups are kept
  * @param {number} [end]
  * @returns {Call[]}
  */
-export function callsOf(manifest, kernels, run, first = 0, end = manifest.steps.length) {
-  return manifest.steps.slice(first, end).map((step) => {
+export function callsOf(manifest, kernels, run, first = 0, end = manifest.webgpu.steps.length) {
+  return manifest.webgpu.steps.slice(first, end).map((step) => {
     const args = step.args.map((dim) => evaluate(dim, run.sizes));
     const names = new Map(args.map((value, i) => [`a${i}`, value]));
     return { step, kernel: kernels[step.kernel], args, names };
@@ -60,7 +60,7 @@ export class GpuFrame {
             return { resource: { buffer, offset: offsets[number], size } };
           }
           if (role === "scratch") return { resource: { buffer: made.scratch[index] } };
-          const buffer = role === "output" ? step.output : step.operands[index];
+          const buffer = bufferOf(step, role, index);
           const size = padded(run.bufferBytes[buffer]);
           const entry = manifest.buffers[buffer];
           if ("slot" in entry) return { slot: entry.slot, size };
@@ -112,6 +112,16 @@ export class GpuFrame {
   release() {
     this.args?.destroy();
   }
+}
+
+/**
+ * @param {import("./bundle.js").Step} step
+ * @param {string} role
+ * @param {number} index
+ */
+function bufferOf({ operands, output, kept }, role, index) {
+  if (role === "operand") return operands[index];
+  return role === "kept" ? /** @type {number} */ (kept) : output;
 }
 
 /**

@@ -227,7 +227,7 @@ export class InferenceSession {
     const host = /** @type {GpuHost} */ (this.#host);
     const { run, inputs } = this.#prepare(feeds);
     const { stepMs, ...rest } = await host.profile(run, inputs, repeats);
-    const { steps } = this.#bundle.manifest;
+    const { steps } = this.#bundle.manifest.webgpu;
     return { ...rest, steps: [...stepMs].map(([i, ms]) => ({ label: steps[i].label, ms })) };
   }
 

@@ -271,7 +271,7 @@ export class GpuHost {
           if (this.lost) throw this.lost;
           const info = await module.getCompilationInfo();
           const kernel = kernels.findIndex((k) => k.passes.some((p) => p.code === i));
-          const step = this.manifest?.steps.find((s) => s.kernel === kernel);
+          const step = this.manifest?.webgpu.steps.find((s) => s.kernel === kernel);
           throw new DeviceError("a shader does not compile on this device", {
             where: `webgpu, shader ${i}${step ? ` (${step.label})` : ""}`,
             got: info.messages.map((m) => `line ${m.lineNum}: ${m.message}`).join("; ") || cause,

@@ -118,7 +118,8 @@ def space(spec: Attention, caps: WgslCaps) -> list[Kinds]:
     """Large blocks first; one query at a time where there are few queries."""
     limit = min(caps.max_invocations, caps.max_workgroup_size[0])
     flash: list[Flash] = []
-    for staged in (True, False):
+    # A query that is computed is computed once, and staged.
+    for staged in (True, False) if spec.query is None else (True,):
         for shape in _BLOCKS:
             k = Flash(*shape, staged)
             fits = k.threads <= limit and _storage(spec, k) <= caps.max_workgroup_storage
@@ -152,7 +153,10 @@ def render(spec: Attention, knobs: Kinds) -> WgslKernel:
     for operand, (name, view, size) in enumerate(
         (("q", spec.q, spec.head_dim), ("k", spec.k, spec.head_dim), ("v", spec.v, spec.v_dim))
     ):
-        _define_load(module, operand, name, view, size)
+        if operand == 0 and spec.query is not None:
+            _define_query(module, spec.query, size)
+        else:
+            _define_load(module, operand, name, view, size)
     if spec.bias is not None:
         params = {sc.axis(i): (name, "i32") for i, name in enumerate("bhij")}
         module.function("bias_at", params, spec.bias)
@@ -203,6 +207,13 @@ def _index(view: View) -> sc.Scalar:
     return total
 
 
+def _define_query(module: Module, query: sc.Scalar, size: int) -> None:
+    """`q_load` where q is computed as it is read."""
+    params = {sc.axis(i): (n, "i32") for i, n in enumerate(("b", "h", "i", "d"))}
+    module.function("q_at", params, query)
+    _define_load_by_element(module, "q", size)
+
+
 def _define_load(module: Module, operand: int, name: str, view: View, size: int) -> None:
     """`q_load(b, h, i, d4)`: features 4 d4 .. 4 d4 + 3, zero from `size` on."""
     index = _index(view)
@@ -216,6 +227,11 @@ def _define_load(module: Module, operand: int, name: str, view: View, size: int)
         return
     module.text(f"fn {name}_at(b: i32, h: i32, i: i32, d: i32) -> f32 {{",
                 [*speller.lines, f"return {module.element(operand, at)};"])  # fmt: skip
+    _define_load_by_element(module, name, size)
+
+
+def _define_load_by_element(module: Module, name: str, size: int) -> None:
+    head = f"fn {name}_load(b: i32, h: i32, i: i32, d4: i32) -> vec4<f32> {{"
     lines = ["var r = vec4<f32>();"]
     for c, component in enumerate("xyzw"):
         lines.append(f"if (d4 * 4 + {c} < {size}) {{"

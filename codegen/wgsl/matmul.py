@@ -9,7 +9,7 @@ from ..caps import WgslCaps
 from ..dims import Dim, product
 from ..scalar import Op, Scalar, Type
 from ..spec import Matmul, Storage, View
-from . import blocks, int8, product_space
+from . import blocks, int8, product_space, prologue
 from . import product as core
 from . import product_operands as operands
 from .kernel import WgslKernel
@@ -32,6 +32,8 @@ def Knobs(**fields: Any) -> core.Knobs | FewBlocks:  # the family has several ki
 def space(spec: Matmul, caps: WgslCaps) -> list[core.Knobs | FewBlocks]:
     p = product_of(spec)
     found: list[core.Knobs | FewBlocks] = list(product_space.space(p, caps))
+    if prologue.prepares(spec):
+        found = [knobs for knobs in product_space.space(p, caps) if _has_room(knobs, caps)]
     if spec.blocks is None:
         return found
     few = blocks.few(p, caps)
@@ -40,14 +42,26 @@ def space(spec: Matmul, caps: WgslCaps) -> list[core.Knobs | FewBlocks]:
     return [*found[:16], *few[:3], *found[16:]]
 
 
+def _has_room(knobs: core.Knobs, caps: WgslCaps) -> bool:
+    """For the statistics of its rows, in workgroup memory."""
+    more = prologue.storage(*core.rows_and_threads(knobs))
+    return product_space.storage(knobs) + more <= caps.max_workgroup_storage
+
+
 def render(spec: Matmul, knobs: core.Knobs | FewBlocks) -> WgslKernel:
     batch = split(sc.axis(0), spec.batch)
     rank = len(batch)
     a, b = _index(spec.a, batch), _index(spec.b, batch) if spec.b else None
     half = core.multiplies_half(knobs)
     first = 2 if spec.blocks is None else spec.blocks.operands  # of the epilogue's operands
+    guarded = frozenset(range(first)) | prologue.operands(spec)
 
     def define_a(module: Module, name: str = "a") -> None:
+        if spec.prologue is not None:
+            wide = not isinstance(knobs, Few)
+            assert not isinstance(knobs, FewBlocks), "no prologue before block-quantised weights"
+            prologue.define_a(module, spec, wide, half, *core.rows_and_threads(knobs))
+            return
         vector = runs_along(a, 2) and dim_multiple(spec.k, 4) and not isinstance(knobs, Few)
         operands.define_a(module, a, None, spec.k, vector, half, name)
 
@@ -73,7 +87,7 @@ def render(spec: Matmul, knobs: core.Knobs | FewBlocks) -> WgslKernel:
     def put(module: Module, put4: str = "put4") -> None:
         module.puts(
             sc.transform(spec.final, axis), _index(spec.out, batch), ("z", "m", "n"), acc_type,
-            lane=2, lane_size=spec.n, guarded=frozenset(range(first)), put4=put4,
+            lane=2, lane_size=spec.n, guarded=guarded, put4=put4,
         )  # fmt: skip
 
     def module() -> Module:
@@ -129,4 +143,5 @@ def product_of(spec: Matmul) -> core.Product:
         b=order,
         half=spec.operands[0] is Storage.F16
         and (spec.blocks is not None or spec.operands[1] is Storage.F16),
+        prepares=prologue.prepares(spec),
     )

@@ -116,6 +116,7 @@ class Module:
         self.output_vector = False
         self.scratch: list[tuple[str, str]] = []  # (name, element type)
         self.also: tuple[str, ...] = ()  # features that the template uses
+        self.kept: str | None = None  # element type of a second output
 
     # ---- expressions -------------------------------------------------------------------------
 
@@ -267,11 +268,17 @@ class Module:
                 body.append(f"if (u32({axes[lane]} + {i}) < {dim_text(lane_size)}) {{ {call} }}")
         self.text(f"fn {name}({', '.join(heads)}) {{", body)
 
+    def keep(self, storage: Storage, vector: bool) -> None:
+        """Declares `kept`, a second output."""
+        element = ELEMENT[storage]
+        self.kept = f"vec4<{element}>" if vector else element
+
     # ---- the whole -----------------------------------------------------------------------------
 
     def features(self, with_output: bool = True) -> tuple[str, ...]:
         half = Storage.F16 in {self.operands[i] for i in self.used}
         half |= with_output and self.output is Storage.F16
+        half |= self.kept is not None and "f16" in self.kept
         return tuple(dict.fromkeys([*(("shader-f16",) if half else ()), *self.also]))
 
     def _bound(self, with_output: bool = True) -> list[tuple[Binding, str, str]]:
@@ -288,6 +295,10 @@ class Module:
             element = f"vec4<{element}>" if self.output_vector else element
             found.append(
                 (Binding(Role.OUTPUT), "var<storage, read_write> out", f"array<{element}>")
+            )
+        if self.kept is not None:
+            found.append(
+                (Binding(Role.KEPT), "var<storage, read_write> kept", f"array<{self.kept}>")
             )
         for i, (name, element) in enumerate(self.scratch):
             declared = f"var<storage, read_write> {name}"

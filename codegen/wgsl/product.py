@@ -138,6 +138,7 @@ class Product:
     a_along_k: bool  # neighbouring elements of A lie along k, else along m
     b: Order
     half: bool = False  # both operands are stored as f16
+    prepares: bool = False  # a workgroup calls prepare_rows(first row, thread, store) first
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,7 @@ class StagedFields:
     check_k: bool
     split: bool
     splits: int
+    prepares: bool
     a_loads: int  # vec4s per thread and step
     b_loads: int
 
@@ -200,6 +202,7 @@ class DirectFields:
     k: str
     z: str
     check_k: bool
+    prepares: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +217,7 @@ class FewFields:
     n: str
     k: str
     z: str
+    prepares: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +230,15 @@ class FinishFields:
     m: str
     quads: str
     z: str
+
+
+def rows_and_threads(knobs: Knobs) -> tuple[int, int]:
+    """Of a workgroup."""
+    if isinstance(knobs, Few):
+        return knobs.rows, knobs.columns * knobs.shares
+    if isinstance(knobs, Direct):
+        return knobs.tm * knobs.ty, knobs.tx * knobs.ty
+    return knobs.bm, knobs.threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +290,7 @@ def _few_pass(p: Product, f: Few, module: Module) -> Pass:
         n=dim_text(p.n),
         k=dim_text(p.k),
         z=dim_text(p.z),
+        prepares=p.prepares,
     )
     grid = fold_grid(ceildiv(p.n, f.columns * 4) * ceildiv(p.m, f.rows) * p.z)
     return module.dispatch("product_few", fields, grid)
@@ -294,6 +308,7 @@ def _direct_pass(p: Product, d: Direct, module: Module) -> Pass:
         k=dim_text(p.k),
         z=dim_text(p.z),
         check_k=not dim_multiple(p.k, 4),
+        prepares=p.prepares,
     )
     grid = fold_grid(ceildiv(p.m, d.tm * d.ty) * ceildiv(p.n, d.tn * d.tx) * p.z)
     return module.dispatch("product_direct", fields, grid)
@@ -329,6 +344,7 @@ def _staged_pass(p: Product, t: Tile | Matrix, module: Module) -> Pass:
         "check_k": check_k,
         "split": split,
         "splits": t.splits,
+        "prepares": p.prepares,
         "a_loads": t.bm * t.bk // 4 // t.threads,
         "b_loads": t.bn * t.bk // 4 // t.threads,
     }

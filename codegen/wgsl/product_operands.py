@@ -37,13 +37,11 @@ def define_a(
     if inside is not None:
         zero = f"vec4<{kind}>()" if vector else f"{kind}(0)"
         body.append(f"if (!{spelled[1]}) {{ return {zero}; }}")
-    beyond = f"if (u32(k) >= {dim_text(k)}) {{ return vec4<{kind}>(); }}"
     if vector:
         value = module.element4(0, f"u32({at}) / 4u", widen=not half)
         value = f"vec4<f32>({value})" if integer else value
         module.text(f"fn {name}_load{head} -> vec4<{kind}> {{", [*body, f"return {value};"])
-        module.text(f"fn {name}_load_checked{head} -> vec4<{kind}> {{",
-                    [beyond, f"return {name}_load(z, m, k);"])  # fmt: skip
+        define_checked(module, k, kind, name)
         module.text(
             f"fn {name}_at{head} -> {kind} {{", [f"return {name}_load(z, m, k & ~3)[k & 3];"]
         )
@@ -53,13 +51,20 @@ def define_a(
     module.text(f"fn {name}_at{head} -> {kind} {{", [*body, f"return {element};"])
     inner = ", ".join(f"{name}_at(z, m, k{f' + {i}' if i else ''})" for i in range(4))
     module.text(f"fn {name}_load{head} -> vec4<{kind}> {{", [f"return vec4<{kind}>({inner});"])
-    lines = [beyond, f"return {name}_load(z, m, k);"]
+    define_checked(module, k, kind, name)
+
+
+def define_checked(module: Module, k: Dim, kind: str, name: str = "a") -> None:
+    """NAME_load_checked over NAME_load and, where K is no multiple of 4, NAME_at."""
+    lines = [f"if (u32(k) >= {dim_text(k)}) {{ return vec4<{kind}>(); }}"]
+    lines.append(f"return {name}_load(z, m, k);")
     if not dim_multiple(k, 4):
         lines = [f"var v = vec4<{kind}>();"]
         for i, c in enumerate("xyzw"):
             step = f"k + {i}" if i else "k"
             lines.append(f"if (u32({step}) < {dim_text(k)}) {{ v.{c} = {name}_at(z, m, {step}); }}")
         lines.append("return v;")
+    head = "(z: i32, m: i32, k: i32)"
     module.text(f"fn {name}_load_checked{head} -> vec4<{kind}> {{", lines)
 
 

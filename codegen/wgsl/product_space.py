@@ -172,5 +172,14 @@ def _legal_few(f: Few, caps: WgslCaps) -> bool:
     threads = f.columns * f.shares
     return (
         threads <= min(caps.max_invocations, caps.max_workgroup_size[0])
-        and 16 * f.rows * threads <= caps.max_workgroup_storage
+        and storage(f) <= caps.max_workgroup_storage
     )
+
+
+def storage(knobs: Knobs) -> int:
+    """Bytes of workgroup memory."""
+    if isinstance(knobs, Direct):
+        return 0
+    if isinstance(knobs, Few):
+        return 16 * knobs.rows * knobs.columns * knobs.shares
+    return knobs.storage

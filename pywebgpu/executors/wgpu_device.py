@@ -247,6 +247,7 @@ class Gpu:
             kinds = {
                 Role.OPERAND.value: "read-only-storage",
                 Role.OUTPUT.value: "storage",
+                Role.KEPT.value: "storage",
                 Role.ARGS.value: "uniform",
                 Role.SCRATCH.value: "storage",
             }
@@ -311,8 +312,10 @@ class Gpu:
         scratch: Sequence[Any],
         args: Sequence[int],
         uniform: tuple[Any, int] | None,
+        kept: Any = None,
     ) -> list[Dispatch]:
-        """A kernel call ready to encode; `uniform`: buffer and offset of its arguments.
+        """A kernel call ready to encode; `uniform`: buffer and offset of its arguments; `kept`:
+        the buffer of a second output.
 
         The kernel's pipelines must be compiled. Passes with an empty grid are left out.
         """
@@ -333,6 +336,8 @@ class Gpu:
                     resource = _whole(operands[binding.index])
                 elif binding.role is Role.OUTPUT:
                     resource = _whole(output)
+                elif binding.role is Role.KEPT:
+                    resource = _whole(kept)
                 else:
                     resource = _whole(scratch[binding.index])
                 entries.append({"binding": i, "resource": resource})

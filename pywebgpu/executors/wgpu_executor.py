@@ -60,7 +60,7 @@ class WgpuExecutor:
     ) -> None:
         """
         Args:
-            kernels: one per kernel number that the plan's steps use.
+            kernels: one per kernel number that the steps of `plan.on_gpu` use.
             weights: the weight space: `plan.weight_bytes` bytes, as anything with a buffer.
             gpu: the device to run on; several executors may share one.
             warmup: run once on the smallest sizes: drivers finish a pipeline at its first use.
@@ -69,7 +69,7 @@ class WgpuExecutor:
         Raises:
             DeviceError: a shader that does not compile, a weight too large to bind.
         """
-        self.plan, self.poison = plan, poison
+        self.plan, self.poison = plan.on_gpu, poison
         self.kernels = tuple(kernels)
         self.gpu = gpu
         self.device = self.gpu.name
@@ -79,7 +79,7 @@ class WgpuExecutor:
         self._slots: list[Any] = [None] * len(plan.slots)
         self._scratch: list[Any] = []
         self._frames: OrderedDict[tuple[int, ...], _Frame] = OrderedDict()
-        self._program: Program = plan.program or (Range(0, len(plan.steps)),)
+        self._program: Program = plan.program or (Range(0, len(self.plan.steps)),)
         self._kept = _FRAMES * sum(isinstance(item, Range) for item in walk(self._program))
         self._names: dict[Range, tuple[str, ...]] = {}
         self._sizes: dict[str, int] = {}
@@ -295,6 +295,7 @@ class WgpuExecutor:
                 self._scratch,
                 args,
                 (uniform, offsets[tuple(args)]) if uniform is not None else None,
+                None if step.kept is None else self._buffer(step.kept),
             )
             dispatches += made
             steps += [number] * len(made)

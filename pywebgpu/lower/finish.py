@@ -12,7 +12,7 @@ from typing import Any
 from ..codegen import scalar as sc
 from ..codegen.dims import Dim, Expr, substitute, symbol, symbols
 from ..codegen.scalar import Op, Scalar
-from ..codegen.spec import KernelSpec, Map, Reduce, ReduceOp, Row, Storage, View
+from ..codegen.spec import KernelSpec, Map, Prologue, Reduce, ReduceOp, Row, Storage, View
 from .index import Space, shift_axes
 from .order import by_stride
 
@@ -107,9 +107,18 @@ def _parts(value: Any) -> Iterator[Any]:
     elif isinstance(value, View):
         yield from _parts(value.offset)
         yield from _parts(value.strides)
+    elif isinstance(value, Prologue):
+        yield from (value.value, value.final)
     elif isinstance(value, tuple):
         for item in value:
             yield from _parts(item)
+
+
+def rewritten(
+    spec: KernelSpec, scalar: Callable[[Scalar], Scalar], dim: Callable[[Dim], Dim]
+) -> dict[str, Any]:
+    """The spec's fields with every expression and every size replaced."""
+    return {f.name: _rewrite(getattr(spec, f.name), scalar, dim) for f in dataclasses.fields(spec)}
 
 
 def _rewrite(value: Any, scalar: Callable[[Scalar], Scalar], dim: Callable[[Dim], Dim]) -> Any:
@@ -119,21 +128,27 @@ def _rewrite(value: Any, scalar: Callable[[Scalar], Scalar], dim: Callable[[Dim]
         return dim(value)
     if isinstance(value, View):
         return View(tuple(dim(s) for s in value.strides), dim(value.offset))
+    if isinstance(value, Prologue):
+        return dataclasses.replace(value, value=scalar(value.value), final=scalar(value.final))
     if isinstance(value, tuple):
         return tuple(_rewrite(item, scalar, dim) for item in value)
     return value
 
 
 def close(
-    spec: KernelSpec, fixed: Sequence[int], storage: Callable[[int], Storage]
+    spec: KernelSpec,
+    fixed: Sequence[int],
+    storage: Callable[[int], Storage],
+    loads_first: bool = False,
 ) -> tuple[KernelSpec, list[int], list[int]]:
     """Number operands and arguments by first appearance.
 
     Loads in `spec` name program buffers, sizes name program arguments. Returns the spec that
-    names its own, with the program's numbers of its operands and arguments.
+    names its own, with the program's numbers of its operands and arguments. `loads_first`: loads of
+    the first fixed buffer are operand 0, instead of one of their own.
     """
     operands = list(fixed)
-    number: dict[int, int] = {}
+    number: dict[int, int] = {fixed[0]: 0} if loads_first else {}
     arguments: dict[int, int] = {}
     for f in dataclasses.fields(spec):
         for part in _parts(getattr(spec, f.name)):
@@ -163,10 +178,7 @@ def close(
                 done[node] = sc.rebuild(node, [done[a] for a in node.args])
         return done[root]
 
-    fields = {
-        f.name: _rewrite(getattr(spec, f.name), scalar, lambda d: substitute(d, names))
-        for f in dataclasses.fields(spec)
-    }
+    fields = rewritten(spec, scalar, lambda d: substitute(d, names))
     fields["operands"] = tuple(storage(b) for b in operands)
     fields["n_args"] = len(arguments)
     return type(spec)(**fields), operands, list(arguments)

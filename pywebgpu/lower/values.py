@@ -102,6 +102,8 @@ class Emitted:
     output: int
     args: tuple[Dim, ...]
     label: str
+    kept: int | None = None
+    """Where a product keeps the left operand that it makes (see `spec.Prologue`)."""
 
 
 @dataclass(eq=False, slots=True)

@@ -3,7 +3,8 @@
 1. Members: `MatMul` and plain `Gemm` with the same left input and a constant matrix of floats.
 2. A bias behind each (an `Add` with a constant vector) is taken along; no bias counts as zeros.
    So is a factor behind that (a query's scale): it goes into the weights.
-3. A member whose only reader is pointwise is left alone: that reader becomes its epilogue.
+3. A member whose only reader is pointwise is left alone: that reader becomes its epilogue. But a
+   gate and what it multiplies, when only a product reads the result, are merged all the same.
 
 The parts are then read through strides, so the query, key and value projections of attention are
 one kernel and cost no copy.
@@ -20,6 +21,9 @@ from ..graph import Graph, Node, TensorType
 from ..lower.elementwise import POINTWISE
 
 Array = np.ndarray[Any, Any]
+
+_ACTIVATION = 4
+"""Nodes that an activation is at most spelled in, the product with the gate included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,10 @@ def merge_siblings(graph: Graph) -> bool:
     changed = False
     for source in [*graph.inputs, *(n.outputs[0] for n in graph.nodes)]:
         readers = [n for n in users.get(source, []) if n.inputs[0] == source]
-        members = [m for n in readers if (m := _member(graph, n, users)) is not None]
+        found = [m for n in readers if (m := _member(graph, n, users)) is not None]
+        members = [m for m in found if not _has_epilogue(m, users)]
+        if not members and len(found) == 2 and _gated(found[0], found[1], users):
+            members = found
         if len(members) > 1 and _alike(graph, members):
             _merge(graph, source, members)
             changed = True
@@ -58,12 +65,33 @@ def _member(graph: Graph, node: Node, users: dict[str, list[Node]]) -> Member | 
         found = _with_bias(graph, node, weight, users)
     if found is not None and found.output not in graph.outputs:
         found = _with_factor(graph, found, users)
-    if found is None or found.output in graph.outputs:
-        return None
-    readers = users.get(found.output, [])
-    if len(readers) == 1 and readers[0].op in POINTWISE:
-        return None
-    return found
+    return None if found is None or found.output in graph.outputs else found
+
+
+def _has_epilogue(member: Member, users: dict[str, list[Node]]) -> bool:
+    readers = users.get(member.output, [])
+    return len(readers) == 1 and readers[0].op in POINTWISE
+
+
+def _gated(one: Member, other: Member, users: dict[str, list[Node]]) -> bool:
+    """The two meet in a `Mul` that only a product reads, as its left operand."""
+
+    def meets(member: Member) -> dict[int, Node]:
+        found: dict[int, Node] = {}
+        names = [member.output]
+        for _ in range(_ACTIVATION):
+            nodes = [n for name in names for n in users.get(name, []) if n.op in POINTWISE]
+            found.update({id(n): n for n in nodes if n.op == "Mul"})
+            names = [n.outputs[0] for n in nodes]
+        return found
+
+    theirs = meets(other)
+    for key, node in meets(one).items():
+        readers = users.get(node.outputs[0], [])
+        product = len(readers) == 1 and readers[0].op in ("MatMul", "Gemm")
+        if key in theirs and product and readers[0].inputs[0] == node.outputs[0]:
+            return True
+    return False
 
 
 def _gemm(graph: Graph, node: Node, weight: Array) -> Member | None:

@@ -24,6 +24,7 @@ from pywebgpu.codegen.spec import (
     KernelSpec,
     Map,
     Matmul,
+    Prologue,
     Reduce,
     ReduceOp,
     Row,
@@ -185,6 +186,37 @@ def blocks_case(
     )  # fmt: skip
 
 
+def prologue_case(
+    m: int, n: int, k: int, norm: RowOp | None, keep: bool = False, shared: bool = False,
+    **options: Any,
+) -> Case:  # fmt: skip
+    """A product that makes its left operand: rows normalised, with scale, shift and a residual, or
+    a gate times its values; `shared`: the epilogue reads what the prologue does."""
+    b = Build(**options)
+    m_, k_ = sc.axis(0), sc.axis(1)
+    dm = b.size(m)
+    x = b.operand(b.rng.standard_normal((m, 2 * k)) * 3 + 20)  # a mean far from zero
+    b.operand(pack(b.rng.standard_normal((k, n)) / 3))
+    bias = b.normal(n)
+    at = m_ * (2 * k) + k_
+    if norm is None:
+        gate = sc.load(x, at)
+        gate = gate * sc.unary(Op.TANH, gate * 0.02)
+        made = Prologue(gate * sc.load(x, at + k) * 0.02, sc.acc())
+    else:
+        scale, shift = b.normal(k), b.normal(k)
+        value = sc.load(x, at) + sc.load(x, at + k) * 0.5
+        final = sc.acc() * sc.load(scale, k_) + sc.load(shift, k_)
+        made = Prologue(value, final, norm, 1e-5, b.float if keep else None)
+    final = sc.acc() + sc.load(bias, sc.axis(1))
+    if shared:
+        final = final + sc.load(x, m_ * (2 * k))
+    return b.case(
+        Matmul, m * n, batch=(), m=dm, n=n, k=k, a=View((k, 1)), b=None, out=View((n, 1)),
+        final=final, prologue=made,
+    )  # fmt: skip
+
+
 def batched_case(
     batch: tuple[int, ...], m: int, n: int, k: int, a_t: bool, b_t: bool, **options: Any
 ) -> Case:
@@ -248,9 +280,11 @@ def conv_case(
 
 def attention_case(
     batch: int, heads: int, kv_heads: int, q_len: int, kv_len: int, head_dim: int, v_dim: int,
-    causal: bool = False, mask: str = "", zero: bool = False, **options: Any,
+    causal: bool = False, mask: str = "", zero: bool = False, turned: bool = False,
+    **options: Any,
 ) -> Case:  # fmt: skip
-    """`mask`: "", "some" (a third of the keys at -inf), "rows" (the first batch's all)."""
+    """`mask`: "", "some" (a third of the keys at -inf), "rows" (the first batch's all); `turned`:
+    queries by their position, as in rotary embeddings."""
     b = Build(**options)
     db, dq, dk = map(b.size, (batch, q_len, kv_len))
     b.normal(batch, q_len, heads, head_dim)
@@ -265,6 +299,15 @@ def attention_case(
             values[0] = -np.inf
         bias = sc.load(b.operand(values, F), sc.axis(0) * sc.dim(dk) + sc.axis(3))
 
+    query = None
+    if turned:
+        batch_, head, i, d = map(sc.axis, range(4))
+        row = ((batch_ * sc.dim(dq) + i) * heads + head) * head_dim
+        other = sc.binary(Op.UMOD, d + head_dim // 2, sc.const(head_dim))
+        angle = sc.load(b.operand(b.rng.standard_normal((q_len, head_dim)), F), i * head_dim + d)
+        query = sc.load(0, row + d) * sc.unary(Op.COS, angle)
+        query = query + sc.load(0, row + other) * sc.unary(Op.SIN, angle)
+
     def view(length: Dim, count: int, features: int) -> View:
         return View((length * (count * features), features, count * features, 1))
 
@@ -273,6 +316,7 @@ def attention_case(
         q_len=dq, kv_len=dk, head_dim=head_dim, v_dim=v_dim, scale=head_dim**-0.5, causal=causal,
         zero_masked_rows=zero, q=view(dq, heads, head_dim), k=view(dk, kv_heads, head_dim),
         v=view(dk, kv_heads, v_dim), out=view(dq, heads, v_dim), bias=bias,
+        query=query,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ import wasmtime
 from pywebgpu.codegen import wasm, wgsl
 from pywebgpu.codegen.caps import WasmCaps, WgslCaps
 from pywebgpu.codegen.dims import evaluate
-from pywebgpu.codegen.spec import KernelSpec, Storage
+from pywebgpu.codegen.spec import KernelSpec, Matmul, Storage
 from pywebgpu.codegen.wasm.asm import Target
 from pywebgpu.codegen.wasm.model import assemble_kernel
 from pywebgpu.codegen.wgsl.kernel import WgslKernel
@@ -31,6 +31,7 @@ from pywebgpu.errors import DeviceError
 from pywebgpu.executors.wgpu_device import Gpu
 from tests.executors_seen import record_executor
 from tests.reference import evaluate as reference
+from tests.reference import left_operand
 
 Array = np.ndarray[Any, Any]
 Space = Callable[[KernelSpec], list[Any]]
@@ -227,6 +228,27 @@ def _wgpu_buffer(elements: Array, storage: Storage) -> Any:
     return buffer
 
 
+class _Kept:
+    """The second output of a product that stores the left operand that it makes."""
+
+    def __init__(
+        self, spec: Matmul, storage: Storage, operands: Sequence[Array], sizes: dict[str, int]
+    ) -> None:
+        wide = [o.astype(np.float64) for o in operands]
+        self.want = left_operand(spec, wide, sizes).ravel()
+        self.storage = storage
+        blank = np.full(self.want.size, GARBAGE[storage], DTYPE[storage])
+        self.buffer = _wgpu_buffer(blank, storage)
+
+    def check(self, knobs: Any) -> None:
+        bytes_ = self.want.size * self.storage.bytes
+        (raw,) = _gpu().read([(self.buffer, bytes_)])
+        found = np.frombuffer(raw, DTYPE[self.storage])[: self.want.size]
+        rounding = 2e-3 if self.storage is Storage.F16 else 1e-4
+        np.testing.assert_allclose(found, self.want, rounding, rounding, err_msg=f"kept, {knobs}")
+        self.buffer.destroy()
+
+
 def _wgpu_run(
     spec: KernelSpec, knobs: Any, operands: Sequence[Array], args: Sequence[int], out_size: int
 ) -> Array:
@@ -237,11 +259,15 @@ def _wgpu_run(
     output = _wgpu_buffer(blank, spec.output)
     sizes = {f"a{i}": a for i, a in enumerate(args)}
     scratch = [gpu.buffer(evaluate(n, sizes), poison=True) for n in kernel.scratch]
-    uniform = gpu.uniforms([args]) if args else None
-    gpu.submit(
-        gpu.dispatches(kernel, inputs, output, scratch, args, (uniform, 0) if uniform else None)
-    )
+    uniform = (gpu.uniforms([args]), 0) if args else None
+    kept = None
+    if isinstance(spec, Matmul) and spec.prologue is not None and spec.prologue.keep is not None:
+        kept = _Kept(spec, spec.prologue.keep, operands, sizes)
+    buffer = None if kept is None else kept.buffer
+    gpu.submit(gpu.dispatches(kernel, inputs, output, scratch, args, uniform, buffer))
     (raw,) = gpu.read([(output, blank.nbytes + MARGIN)])
+    if kept is not None:
+        kept.check(knobs)
     record_executor("wgpu")
     for buffer in (*inputs, output, *scratch):
         buffer.destroy()

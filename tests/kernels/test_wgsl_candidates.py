@@ -23,6 +23,7 @@ from tests.kernels.cases import (
     map_case,
     matmul_case,
     one_of_each,
+    prologue_case,
     reduce_case,
     row_case,
 )
@@ -108,6 +109,57 @@ def test_matmul(executor: str, m: int, n: int, k: int, dynamic: bool, seed: int)
 
 @each
 @few
+@given(
+    middle, middle, middle, st.sampled_from([None, RowOp.LAYER, RowOp.RMS]), flags, flags, flags,
+    seeds,
+)  # fmt: skip
+def test_prologue(
+    executor: str, m: int, n: int, k: int, norm: RowOp | None, keep: bool, shared: bool,
+    dynamic: bool, seed: int,
+) -> None:  # fmt: skip
+    case = prologue_case(m, n, k, norm, keep, shared, dynamic=dynamic, seed=seed)
+    check(executor, case, 2e-4, seed)
+
+
+@pytest.mark.parametrize(
+    ("norm", "half"),
+    [(None, False), (RowOp.LAYER, False), (RowOp.RMS, False), (RowOp.LAYER, True)],
+)
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 24, 512), (40, 24, 256)])
+def test_prologue_in_every_form(norm: RowOp | None, half: bool, m: int, n: int, k: int) -> None:
+    """Few rows, direct tiles, staged tiles, split or not, with the second output."""
+    case = prologue_case(m, n, k, norm, norm is not None, half=half)
+    found = harness.space("wgpu" if half else "wgpu-floor", case.spec)
+    forms = {(type(knobs), getattr(knobs, "splits", 1) > 1): knobs for knobs in found}
+    assert len(forms) >= 3
+    tolerance = 2e-2 if half else 2e-4
+    harness.check(
+        "wgpu", case.spec, case.operands, case.args, case.out_size,
+        rtol=tolerance, atol=tolerance, candidates=list(forms.values()),
+    )  # fmt: skip
+
+
+def test_statistics_survive_a_mean_far_from_zero() -> None:
+    """Where the plain sum of squares would lose every digit of the variance."""
+    case = prologue_case(8, 16, 384, RowOp.LAYER, keep=True)
+    case.operands[0][:] = case.operands[0] * 0.01 + 1000.0
+    check("wgpu", case, 5e-3, seed=1)
+
+
+@each
+@few
+@given(st.integers(1, 20), st.integers(1, 40), st.sampled_from([8, 10, 64]), flags, seeds)
+def test_turned_queries(
+    executor: str, q_len: int, kv_len: int, size: int, dynamic: bool, seed: int
+) -> None:
+    case = attention_case(
+        2, 4, 2, q_len, kv_len, size, size, turned=True, dynamic=dynamic, seed=seed
+    )
+    check(executor, case, 5e-5, seed)
+
+
+@each
+@few
 @given(st.lists(st.integers(1, 3), max_size=2), middle, middle, middle, flags, flags, flags, seeds)
 def test_batched(
     executor: str, batch: list[int], m: int, n: int, k: int, a_t: bool, b_t: bool, dynamic: bool,
@@ -186,7 +238,10 @@ def test_grid_beyond_one_dimension() -> None:
 
 def test_what_is_bound_is_used() -> None:
     """A pipeline's automatic layout leaves out bindings that its shader does not use."""
-    for name, case in one_of_each():
+    made = [
+        (f"{norm}", prologue_case(5, 8, 8, norm, norm is not None)) for norm in (None, RowOp.RMS)
+    ]
+    for name, case in [*one_of_each(), *made]:
         for knobs in wgsl.space(case.spec, WgslCaps()):
             for one in wgsl.render(case.spec, knobs).passes:
                 names = re.findall(r"@binding\(\d+\) var<[^>]+> (\w+)", one.code)

@@ -139,6 +139,11 @@ _GPU_KERNELS = [
     },
 ]
 
+_STEPS = [
+    {"kernel": 0, "operands": [0, 4, 5], "output": 2, "args": ["n"], "label": "double"},
+    {"kernel": 1, "operands": [1], "output": 3, "args": [], "label": "copy"},
+]
+
 
 def write(folder: Path, **changes: Any) -> Path:
     """Write the bundle; `changes` replace top-level entries of the manifest."""
@@ -178,10 +183,7 @@ def write(folder: Path, **changes: Any) -> Path:
         ],
         "slots": [["*", "n", 4], 8, ["*", "n", 4], 8],
         "weights": {"bytes": len(weights), "shards": [f for f in files if f.endswith(".bin")]},
-        "steps": [
-            {"kernel": 0, "operands": [0, 4, 5], "output": 2, "args": ["n"], "label": "double"},
-            {"kernel": 1, "operands": [1], "output": 3, "args": [], "label": "copy"},
-        ],
+        "steps": _STEPS,
         "program": [],
         "checks": [{"left": "n", "right": ["min", "n", 4_000_000], "where": "a node"}],
         "wasm": {
@@ -191,6 +193,7 @@ def write(folder: Path, **changes: Any) -> Path:
             "scratch_per_thread": 0,
         },
         "webgpu": {
+            "steps": _STEPS,
             "variants": [
                 {
                     "name": "default",
@@ -198,7 +201,7 @@ def write(folder: Path, **changes: Any) -> Path:
                     "needs": [],
                     "kernels": _GPU_KERNELS,
                 }
-            ]
+            ],
         },
         "files": {
             name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

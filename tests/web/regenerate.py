@@ -22,13 +22,16 @@ from pywebgpu.codegen.wasm.model import Call, Slot, Weight, assemble
 def regenerate(manifest_text: str, specs_text: str) -> dict[str, str]:
     """File name, or name of a part of one -> SHA-256 of its content."""
     manifest: dict[str, Any] = json.loads(manifest_text)
-    specs = [spec_from_json(data) for data in json.loads(specs_text)]
+    specs = {
+        target: [spec_from_json(data) for data in found]
+        for target, found in json.loads(specs_text).items()
+    }
     made: dict[str, bytes] = {}
 
     for variant in manifest["webgpu"]["variants"]:
         (caps,) = (v.caps for v in WGSL_VARIANTS if v.name == variant["name"])
         codes: dict[str, None] = {}
-        for spec in specs:
+        for spec in specs["webgpu"]:
             for dispatch in wgsl.render(spec, wgsl.space(spec, caps)[0]).passes:
                 codes[dispatch.code] = None
         text = json.dumps([*codes], separators=(",", ":"), ensure_ascii=False)
@@ -52,7 +55,7 @@ def regenerate(manifest_text: str, specs_text: str) -> dict[str, str]:
     for variant in manifest["wasm"]["variants"]:
         caps = WasmCaps(relaxed=variant["relaxed"], threads=variant["threads"])
         target = Target(relaxed=caps.relaxed, threads=caps.threads)
-        chosen = [(spec, wasm.space(spec, caps)[0]) for spec in specs]
+        chosen = [(spec, wasm.space(spec, caps)[0]) for spec in specs["wasm"]]
         made[variant["file"]] = assemble(chosen, calls, target, program, places).binary
         for i, (spec, knobs) in enumerate(chosen):
             module = Module(target)

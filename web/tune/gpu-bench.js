@@ -21,6 +21,8 @@ export class GpuBench {
   #args = null;
   /** @type {Map<number, Dispatch[]>} */
   #made = new Map();
+  /** @type {GPUBuffer | null} */
+  #kept = null;
   /** @type {LoadRequest} */
   #job = { operands: [], output: ["f32", 0], args: [], tolerance: 0 };
   /** @type {ArrayBuffer | null} */
@@ -74,6 +76,9 @@ export class GpuBench {
         }
         this.#buffers.push(buffer);
       }
+      // A second output is as large as what it is made from.
+      this.#kept = this.#buffer(Math.max(0, ...job.operands.map(([, bytes]) => bytes)));
+      this.#scratch.push(this.#kept);
       this.#buffers.push(this.#buffer(job.output[1]));
       if (!job.args.length) return;
       const words = new Uint32Array(align(job.args.length, 4));
@@ -139,6 +144,7 @@ export class GpuBench {
     const buffer = (/** @type {[string, number]} */ [role, index]) => {
       if (role === "args") return /** @type {GPUBuffer} */ (this.#args);
       if (role === "scratch") return scratch[index];
+      if (role === "kept") return /** @type {GPUBuffer} */ (this.#kept);
       return /** @type {GPUBuffer} */ (this.#buffers.at(role === "output" ? -1 : index));
     };
     const entries = bindings.map((b, binding) => ({ binding, resource: { buffer: buffer(b) } }));

@@ -1,0 +1,157 @@
+"""A product's left operand where it is made as it is read (`spec.Prologue`).
+
+Defines a_at and a_load as `product` wants them, over `value_at` (the element before normalisation)
+and `final_at` (what becomes of it); and `prepare_rows`, which a workgroup calls before it
+multiplies, where rows are normalised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .. import scalar as sc
+from ..scalar import Op, Scalar, Type
+from ..spec import Matmul, Prologue, RowOp, Storage
+from .module import Module, dim_multiple, dim_text, fill, runs_along
+from .product_operands import define_checked
+from .scalar import literal
+
+_MOST_LANES = 32
+"""Threads that share one row's statistics; one of them joins the parts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """What the template sees."""
+
+    rows: int
+    threads: int
+    lanes: int
+    m: str
+    length: str
+    layer: bool
+    eps: str
+    wide: bool
+    keep: bool
+    kept: str
+
+
+def prepares(spec: Matmul) -> bool:
+    """Whether a workgroup takes statistics of its rows first."""
+    return spec.prologue is not None and spec.prologue.norm is not None
+
+
+def operands(spec: Matmul) -> frozenset[int]:
+    """Those that the prologue reads."""
+    made = spec.prologue
+    return frozenset() if made is None else frozenset(_operands(made.value, made.final))
+
+
+def storage(rows: int, threads: int) -> int:
+    """Bytes of workgroup memory that `prepare_rows` takes."""
+    return 8 * rows * (1 + _lanes(rows, threads))
+
+
+def _lanes(rows: int, threads: int) -> int:
+    lanes = 1
+    while lanes * 2 * rows <= threads and lanes < _MOST_LANES:
+        lanes *= 2
+    return lanes
+
+
+def define_a(module: Module, spec: Matmul, wide: bool, half: bool, rows: int, threads: int) -> None:
+    """What `product` reads A through; `prepare_rows(first, thread, store)` where there is a norm.
+
+    wide: load vec4s along k. half: hand out f16. rows, threads: of a workgroup, whose first row is
+    a multiple of rows.
+    """
+    prologue = spec.prologue
+    assert prologue is not None
+    wide = wide and dim_multiple(spec.k, 4)
+    elsewhere = _operands(spec.final)
+    _define(module, "value_at", prologue.value, wide, elsewhere, acc=False)
+    _define(module, "final_at", prologue.final, wide, elsewhere, acc=True)
+    kind = "f16" if half else "f32"
+    head = "(z: i32, m: i32, k: i32)"
+    four = "4" if wide else ""
+    body = [
+        *_normalised(prologue, rows, f"value_at{four}(m, k)"),
+        f"return {f'vec4<{kind}>' if wide else kind}(final_at{four}(m, k, v));",
+    ]
+    if wide:
+        module.text(f"fn a_load{head} -> vec4<{kind}> {{", body)
+        module.text(f"fn a_at{head} -> {kind} {{", ["return a_load(z, m, k & ~3)[k & 3];"])
+    else:
+        module.text(f"fn a_at{head} -> {kind} {{", body)
+        inner = ", ".join(f"a_at(z, m, k + {i})" for i in range(4))
+        module.text(f"fn a_load{head} -> vec4<{kind}> {{", [f"return vec4<{kind}>({inner});"])
+    define_checked(module, spec.k, kind)
+    if prologue.norm is not None:
+        _define_prepare(module, spec, prologue, wide, rows, threads)
+
+
+def _normalised(prologue: Prologue, rows: int, value: str) -> list[str]:
+    if prologue.norm is None:
+        return [f"let v = {value};"]
+    mean = " - s.x" if prologue.norm is RowOp.LAYER else ""
+    return [f"let s = row_statistics[u32(m) % {rows}u];", f"let v = ({value}{mean}) * s.y;"]
+
+
+def _define_prepare(
+    module: Module, spec: Matmul, prologue: Prologue, wide: bool, rows: int, threads: int
+) -> None:
+    kept = "f32" if prologue.keep is not Storage.F16 else "f16"
+    if prologue.keep is not None:
+        module.keep(prologue.keep, wide)
+    fields = Fields(
+        rows=rows,
+        threads=threads,
+        lanes=_lanes(rows, threads),
+        m=dim_text(spec.m),
+        length=dim_text(spec.k),
+        layer=prologue.norm is RowOp.LAYER,
+        eps=literal(sc.const(prologue.eps).value, Type.F32, module.helpers),
+        wide=wide,
+        keep=prologue.keep is not None,
+        kept=f"vec4<{kept}>" if wide else kept,
+    )
+    module.functions.append(fill("prepare_rows", fields).rstrip())
+
+
+def _operands(*roots: Scalar) -> set[int]:
+    return {int(n.value or 0) for n in sc.walk(roots) if n.op is Op.LOAD}
+
+
+def _define(
+    module: Module, name: str, value: Scalar, wide: bool, elsewhere: set[int], acc: bool
+) -> None:
+    """`name(m, k[, acc])`, and with `wide` name4 for k .. k + 3 of a row, with vec4s loaded where
+    all of an operand's loads run along k and it is not read `elsewhere`."""
+    params = {sc.axis(0): ("m", "i32"), sc.axis(1): ("k", "i32")}
+    if acc:
+        params[sc.acc()] = ("acc", "f32")
+    if not wide:
+        module.function(name, params, value)
+        return
+    loads = [n for n in sc.walk([value]) if n.op is Op.LOAD]
+    scalar = elsewhere | {int(n.value or 0) for n in loads if not runs_along(n.args[0], 1)}
+    scalar |= {int(m.value or 0) for n in loads for m in sc.walk([n.args[0]]) if m.op is Op.LOAD}
+    vectors = {n: i for i, n in enumerate(n for n in loads if int(n.value or 0) not in scalar)}
+    own = {**params, **{n: (f"lane{i}", "f32") for n, i in vectors.items()}}
+    module.function(f"{name}_given", own, value)
+    speller = module.speller({node: text for node, (text, _) in params.items()})
+    places = speller.spell(*(n.args[0] for n in vectors)) if vectors else []
+    body = list(speller.lines)
+    for (node, i), place in zip(vectors.items(), places, strict=True):
+        vector = module.element4(int(node.value or 0), f"u32({place}) / 4u")
+        body.append(f"let lane{i} = {vector};")
+    calls = []
+    for i, c in enumerate("xyzw"):
+        passed = ["m", f"k + {i}", *([f"acc.{c}"] if acc else [])]
+        passed += [f"lane{j}.{c}" for j in vectors.values()]
+        calls.append(f"{name}_given({', '.join(passed)})")
+    head = "m: i32, k: i32" + (", acc: vec4<f32>" if acc else "")
+    body.append(f"return vec4<f32>({', '.join(calls)});")
+    module.text(f"fn {name}4({head}) -> vec4<f32> {{", body)
+    if not acc:
+        module.text(f"fn {name}(m: i32, k: i32) -> f32 {{", [f"return {name}4(m, k & ~3)[k & 3];"])

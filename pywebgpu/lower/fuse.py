@@ -1,0 +1,216 @@
+"""What a GPU does in fewer kernels: a product makes its left operand as it reads it.
+
+On a GPU a kernel's launch costs as much as a small kernel's work, so that normalising rows, turning
+a query, or multiplying a gate into its values is better done again by each workgroup that reads the
+result than once by a kernel of its own. On a CPU it is the other way round. So the program is
+lowered once, and this gives a GPU's version of it, over the same buffers:
+
+1. A `Row` (layer or RMS normalisation) whose first reader is a product that takes it as its left
+   operand becomes that product's prologue. Where others read it later, the product stores it too.
+2. A `Map` whose only reader is a product's left operand, and whose loads run along with it, becomes
+   the prologue.
+3. A `Map` whose only reader takes it as an attention's query becomes the query.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from ..codegen import scalar as sc
+from ..codegen.dims import Dim, substitute, symbol
+from ..codegen.scalar import Op, Scalar, Type
+from ..codegen.spec import (
+    Attention,
+    KernelSpec,
+    Map,
+    Matmul,
+    Prologue,
+    Row,
+    RowOp,
+    Storage,
+    View,
+)
+from .cost import MAX_OPERANDS, loads
+from .finish import close, rewritten
+from .index import Space, shift_axes, unravel
+from .values import BufferInfo, Emitted
+
+_NORMS = (RowOp.LAYER, RowOp.RMS)
+_FLOATS = (Storage.F32, Storage.F16)
+
+
+def fuse(steps: Sequence[Emitted], buffers: Sequence[BufferInfo]) -> list[Emitted | None]:
+    """For each step what a GPU plays in its place: the same, another one, or nothing."""
+    return _Fusion(steps, buffers).run()
+
+
+class _Fusion:
+    def __init__(self, steps: Sequence[Emitted], buffers: Sequence[BufferInfo]) -> None:
+        self.buffers = buffers
+        self.steps: list[Emitted | None] = list(steps)
+        self.sizes: list[Dim] = []  # the program's arguments: those of all steps
+        self.writers: dict[int, list[int]] = {}
+        self.readers: dict[int, list[int]] = {}
+        for i, step in enumerate(steps):
+            self.writers.setdefault(step.output, []).append(i)
+            for buffer in dict.fromkeys(step.operands):
+                self.readers.setdefault(buffer, []).append(i)
+
+    def run(self) -> list[Emitted | None]:
+        for i, step in enumerate(self.steps):
+            made = None if step is None else self._absorbed(i, step)
+            if made is not None:
+                reader, fused = made
+                self.steps[i] = None
+                self.steps[reader] = fused
+        return self.steps
+
+    def _absorbed(self, number: int, step: Emitted) -> tuple[int, Emitted] | None:
+        """The first reader of a step's result, made to do that step as well."""
+        made, readers = step.output, self.readers.get(step.output, [])
+        if self.writers[made] != [number] or not readers or readers[0] < number:
+            return None
+        target = self.steps[readers[0]]
+        assert target is not None, "steps are absorbed by later ones"
+        # The second output is one more buffer, and a port is wanted whoever reads it.
+        keep = len(readers) > 1 or self.buffers[made].port
+        if target.operands.count(made) != 1 or target.operands[0] != made:
+            return None
+        source, reader = self._opened(step), self._opened(target)
+        fused: KernelSpec | None = None
+        if isinstance(source, Row) and isinstance(reader, Matmul):
+            fused = self._normalised(source, reader, made, keep)
+        elif isinstance(source, Map) and not keep and self._plain(source):
+            if isinstance(reader, Matmul):
+                fused = self._computed(source, reader, made)
+            elif isinstance(reader, Attention):
+                fused = self._queried(source, reader)
+        if fused is None:
+            return None
+        first = next(iter(loads(*self._inner(fused))), None)
+        if first is None:
+            return None
+        fixed = [first, *self._fixed(target)]
+        spec, operands, arguments = close(fused, fixed, lambda b: self.buffers[b].storage, True)
+        if len(operands) + keep > MAX_OPERANDS:
+            return None
+        args = tuple(self.sizes[a] for a in arguments)
+        label = f"{step.label} + {target.label}"
+        kept = made if keep else None
+        return readers[0], Emitted(spec, tuple(operands), target.output, args, label, kept)
+
+    @staticmethod
+    def _inner(spec: KernelSpec) -> list[Scalar]:
+        """The expressions that say what operand 0 was."""
+        if isinstance(spec, Matmul) and spec.prologue is not None:
+            return [spec.prologue.value, spec.prologue.final]
+        assert isinstance(spec, Attention)
+        assert spec.query is not None
+        return [spec.query]
+
+    @staticmethod
+    def _fixed(target: Emitted) -> tuple[int, ...]:
+        """The operands after the first that have their place."""
+        return target.operands[1:3] if isinstance(target.spec, Attention) else target.operands[1:2]
+
+    # -- specs over the program's buffers and arguments ------------------------------------------
+
+    def _opened(self, step: Emitted) -> KernelSpec:
+        """The spec with the program's numbers for its operands and arguments."""
+        names: dict[str, Dim] = {}
+        numbers: list[int] = []
+        for i, size in enumerate(step.args):
+            if size not in self.sizes:
+                self.sizes.append(size)
+            numbers.append(self.sizes.index(size))
+            names[f"a{i}"] = symbol(f"a{numbers[-1]}")
+
+        def scalar(root: Scalar) -> Scalar:
+            def renamed(node: Scalar) -> Scalar | None:
+                return sc.arg(numbers[int(node.value or 0)]) if node.op is Op.ARG else None
+
+            done: dict[Scalar, Scalar] = {}
+            for node in sc.walk([root]):
+                if node.op is Op.LOAD:
+                    buffer = step.operands[int(node.value or 0)]
+                    done[node] = sc.load(buffer, done[node.args[0]], node.type)
+                else:
+                    done[node] = renamed(node) or sc.rebuild(node, [done[a] for a in node.args])
+            return done[root]
+
+        fields = rewritten(step.spec, scalar, lambda d: substitute(d, names))
+        return type(step.spec)(**fields)
+
+    # -- the three cases -------------------------------------------------------------------------
+
+    def _takes(self, reader: Matmul, made: int) -> bool:
+        """A product with a packed matrix of floats that reads a whole row-major left operand."""
+        return (
+            not reader.batch
+            and reader.b is None
+            and reader.prologue is None
+            and made not in loads(reader.final)
+            and all(s in _FLOATS for s in reader.operands)
+        )
+
+    def _normalised(self, source: Row, reader: Matmul, made: int, keep: bool) -> Matmul | None:
+        if source.op not in _NORMS or len(source.shape) != 1 or len(source.row) != 1:
+            return None
+        (m,), (k,) = source.shape, source.row
+        space = Space((m, k))
+        whole = View((k, 1))
+        fits = reader.m == m and reader.k == k and _same(reader.a, whole, m)
+        if not (fits and self._takes(reader, made) and _same(space.view(source.index), whole, m)):
+            return None
+        if source.output not in _FLOATS:
+            return None
+        prologue = Prologue(
+            source.value, source.final, source.op, source.eps, source.output if keep else None
+        )
+        return dataclasses.replace(reader, prologue=prologue)
+
+    @staticmethod
+    def _plain(source: Map) -> bool:
+        """Stores floats in row-major order."""
+        if source.output not in _FLOATS or source.value.type is not Type.F32:
+            return False
+        space = Space(source.shape)
+        return space.simplify(source.index) is space.simplify(sc.linear(space.axes, source.shape))
+
+    def _computed(self, source: Map, reader: Matmul, made: int) -> Matmul | None:
+        if not self._takes(reader, made):
+            return None
+        space = Space((reader.m, reader.k))
+        value = _at(source, space, reader.a)
+        for node in sc.walk([value]):
+            if node.op is Op.LOAD:
+                view = space.view(node.args[0])
+                if view is None or view.strides[1] not in (0, 1):
+                    return None
+        return dataclasses.replace(reader, prologue=Prologue(value, sc.acc()))
+
+    @staticmethod
+    def _queried(source: Map, reader: Attention) -> Attention | None:
+        if reader.query is not None:
+            return None
+        space = Space((reader.batch, reader.heads, reader.q_len, reader.head_dim))
+        return dataclasses.replace(reader, query=_at(source, space, reader.q))
+
+
+def _at(source: Map, space: Space, view: View) -> Scalar:
+    """The map's value at the element that a view reads."""
+    flat = sc.dim(view.offset)
+    for axis, stride in zip(space.axes, view.strides, strict=True):
+        flat = flat + axis * sc.dim(stride)
+    coordinates = unravel(space.simplify(flat), source.shape)
+    value = shift_axes(source.value, lambda i: coordinates[i])
+    return space.simplify(value)
+
+
+def _same(view: View | None, wanted: View, rows: Dim) -> bool:
+    """Equal strides; a single row's stride does not matter."""
+    if view is None or view.offset != wanted.offset:
+        return False
+    skip = 1 if rows == 1 else 0
+    return view.strides[skip:] == wanted.strides[skip:]
