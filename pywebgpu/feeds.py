@@ -251,8 +251,9 @@ def load_feed(option: str) -> tuple[str, Array]:
         array = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise InputError(
-            f"cannot be read as an array: {error}",
+            "cannot be read as an array",
             where=str(path),
+            got=str(error).partition(". ")[0],  # what NumPy advises next is to trust the file
             expected="one array written by numpy.save",
         ) from error
     if not isinstance(array, np.ndarray):
