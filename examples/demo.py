@@ -23,6 +23,7 @@ from pywebgpu.export import export
 from pywebgpu.site import build_site
 
 DIGITS = Path(__file__).resolve().parent / "digits"
+SHAPES = DIGITS.parent / "shapes" / "shapes.onnx"
 SHADES = " .:-=+*#%@"
 TOLERANCE = 1e-4
 
@@ -70,9 +71,11 @@ def main() -> int:
     print(f"   All answers are as expected (largest difference {worst:.1g}).")
 
     with progress_bar(quiet=False) as progress:
-        build_site([model], site, pyodide="none", progress=progress)
+        build_site([model, SHAPES], site, pyodide="none", progress=progress)
     print(f"3. Built the site in {site} ({human_bytes(folder_bytes(site))}).")
-    print(f"\nDone in {time.perf_counter() - started:.1f} s. To draw digits yourself:\n")
+    print(
+        f"\nDone in {time.perf_counter() - started:.1f} s. To draw digits and show shapes to the camera:\n"
+    )
     print(f"    {Path(sys.executable).parent / 'pywebgpu'} serve {site}\n")
     return 0
 

@@ -65,6 +65,7 @@ class PageKind:
 
 PAGES = {
     "digits": PageKind("digits.html.j2", "digits.svg"),
+    "picture": PageKind("picture.html.j2", "picture.svg"),
     "search": PageKind("search.html.j2", "search.svg", (TOKENIZERS,)),
     "model": PageKind("model.html.j2", "model.svg"),
 }

@@ -23,7 +23,7 @@ READY_MS = 120_000
 # https://web.dev/articles/cls calls up to 0.1 good.
 MAX_SHIFT = 0.1
 
-PAGES = ["index", "digits", "minilm", "mini", "python"]
+PAGES = ["index", "digits", "shapes", "minilm", "mini", "python"]
 SCREENS = {
     "phone-light": ("light", {"width": 390, "height": 844}),
     "phone-dark": ("dark", {"width": 390, "height": 844}),
@@ -46,7 +46,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert spec.origin is not None
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(Path(spec.origin).parent / "model" / name, folder / name)
-    models = [ROOT / "examples" / "digits" / "digits.onnx", folder / "mini", folder / "minilm"]
+    shown = [ROOT / "examples" / name / f"{name}.onnx" for name in ("digits", "shapes")]
+    models = [*shown, folder / "mini", folder / "minilm"]
     return build_site(models, folder / "out", pyodide="local")
 
 
@@ -62,7 +63,7 @@ def test_page(
     page = context.new_page()
     page.add_init_script(path=Path(__file__).with_name("layout_shift.js"))
     page.goto(f"{serve_site(site)}{name}.html?provider=wasm")
-    if name in ("digits", "minilm", "mini"):
+    if name not in ("index", "python"):
         page.wait_for_selector("html[data-state=ready], html[data-state=failed]", timeout=READY_MS)
     else:
         page.wait_for_load_state("networkidle")
