@@ -73,9 +73,7 @@ def main() -> int:
     with progress_bar(quiet=False) as progress:
         build_site([model, SHAPES], site, pyodide="none", progress=progress)
     print(f"3. Built the site in {site} ({human_bytes(folder_bytes(site))}).")
-    print(
-        f"\nDone in {time.perf_counter() - started:.1f} s. To draw digits and show shapes to the camera:\n"
-    )
+    print(f"\nDone in {time.perf_counter() - started:.1f} s. To see it:\n")
     print(f"    {Path(sys.executable).parent / 'pywebgpu'} serve {site}\n")
     return 0
 
