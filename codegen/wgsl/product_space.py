@@ -87,7 +87,8 @@ def _splits(p: Product, bk: int) -> list[int]:
 
 
 def _tiles(p: Product, caps: WgslCaps) -> list[Tile]:
-    kinds = (True, False) if p.half and caps.f16 and not caps.emulated else (False,)
+    # A device without f16 cannot hold the operands either.
+    kinds = (True, False) if p.half and not caps.emulated else (False,)
     found = (
         Tile(*shape, splits, buffers, half)
         for shape in _TILES

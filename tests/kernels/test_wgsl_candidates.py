@@ -14,6 +14,7 @@ from pywebgpu.codegen import wgsl
 from pywebgpu.codegen.caps import WgslCaps
 from pywebgpu.codegen.scalar import axis, load
 from pywebgpu.codegen.spec import Map, ReduceOp, RowOp, Storage
+from pywebgpu.codegen.wgsl.product import multiplies_half
 from tests.kernels import harness
 from tests.kernels.cases import (
     Case,
@@ -212,7 +213,8 @@ def test_attention(
 
 @pytest.mark.parametrize("name", ["map", "matmul", "batched", "conv", "depthwise", "attention"])
 def test_half_storage(name: str) -> None:
-    """f16 buffers: read as f32, computed as f32, rounded once."""
+    """f16 buffers: read as f32, computed as f32, rounded once; or products whose short sums are
+    in f16, some ten roundings off."""
     cases = {
         "map": lambda: map_case((6, 8), half=True),
         "matmul": lambda: matmul_case(20, 24, 40, half=True),
@@ -224,7 +226,13 @@ def test_half_storage(name: str) -> None:
     case = cases[name]()
     kernel = wgsl.render(case.spec, harness.space("wgpu", case.spec)[0])
     assert kernel.features == ("shader-f16",)
-    check("wgpu", case, 2e-3)
+    found = harness.space("wgpu", case.spec)
+    exact = [k for k in found if not multiplies_half(k)]
+    for tolerance, candidates in ((2e-3, exact[:6]), (2e-2, [k for k in found if k not in exact])):
+        harness.check(
+            "wgpu", case.spec, case.operands, case.args, case.out_size,
+            rtol=tolerance, atol=tolerance, candidates=candidates[:6],
+        )  # fmt: skip
 
 
 def test_grid_beyond_one_dimension() -> None:
