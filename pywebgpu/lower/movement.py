@@ -162,8 +162,8 @@ def lower_concat(lw: Lowering, node: Node) -> Value:
     for part in parts:
         offsets.append(offsets[-1] + part.shape[axis])
     kept = [(p, o) for p, o in zip(parts, offsets, strict=False) if p.shape[axis] != 0]
-    if len(kept) == 1:
-        return lw.alias(kept[0][0])
+    if len(kept) <= 1:  # where all are empty, any of them is the result
+        return lw.alias(kept[0][0] if kept else parts[0])
     if _fill_parts(lw, kept, node):
         return _filled(lw, dtype, shape, axis, kept)
 
