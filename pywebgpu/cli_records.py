@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +19,117 @@ records_app = typer.Typer(
     rich_markup_mode=None,
     help="Tuning records: what was measured of which kernel on which device.",
 )
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="FILE.json", help="The file to write.")]
+
+
+@records_app.command()
+def merge(
+    files: Annotated[list[Path], typer.Argument(help="Files of records; later ones count more.")],
+    out: Out,
+    json: Json = False,
+) -> None:
+    """Join files of records into one.
+
+    Of two records of the same kernel, target, device and generator version the later file's timings
+    count; candidates that only the earlier has are kept, scaled by what the default took.
+
+    \b
+    Examples:
+      pywebgpu records merge laptop.json phone.json -o all.json
+    """
+    from .records import load_records, save_records
+    from .records import merge as join
+
+    joined = join(*(load_records(file, every=True) for file in files))
+    save_records(out, joined)
+    if json:
+        print_json({"records": len(joined), "file": str(out)})
+    else:
+        print(f"Wrote {out}: {len(joined)} records of {len(files)} files.")
+
+
+@records_app.command()
+def show(
+    file: Annotated[Path, typer.Argument(help="A file of records.")],
+    target: Annotated[
+        str | None, typer.Option(help="Only this target: wasm-relaxed, webgpu, ...")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Say what is in a file of records: kernels, devices, winners and what they gain.
+
+    \b
+    Examples:
+      pywebgpu records show records.json
+      pywebgpu records show records.json --target webgpu --json
+    """
+    from .codegen import GENERATOR_VERSION
+    from .records import load_records
+
+    found = [r for r in load_records(file, every=True) if target in (None, r.target)]
+    rows: list[dict[str, Any]] = [
+        {
+            "kernel": r.kernel,
+            "target": r.target,
+            "device": r.device,
+            "current": r.generator_version == GENERATOR_VERSION,
+            "candidates": len(r.candidates),
+            "failed": sum(t.error is not None for t in r.candidates),
+            "gain": round(1 / ratio - 1, 4) if (ratio := r.ratio(r.best)) else 0.0,
+            "best": r.best,
+        }
+        for r in found
+    ]
+    if json:
+        print_json({"records": rows})
+        return
+    for device in dict.fromkeys((r.target, r.device) for r in found):
+        print(f"{device[0]} on {device[1]}")
+        for row in rows:
+            if (row["target"], row["device"]) == device:
+                best = " ".join(f"{name}={value}" for name, value in row["best"].items())
+                note = "" if row["current"] else "  (another generator version)"
+                tried = f"{row['candidates']} tried, {row['failed']} failed"
+                gain = f"{row['gain']:+.1%}"
+                print(f"  {row['kernel'][:8]}  {gain:>8}  {tried:<22}  {best}{note}")
+    print(f"{len(found)} records in {file}.")
+
+
+@records_app.command()
+def prune(
+    file: Annotated[Path, typer.Argument(help="A file of records.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="By default in place.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Drop devices that are called so, too.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Drop records that nothing uses any more: those of other generator versions.
+
+    \b
+    Examples:
+      pywebgpu records prune records.json
+      pywebgpu records prune records.json --device wasmtime -o browsers.json
+    """
+    from .codegen import GENERATOR_VERSION
+    from .records import load_records, save_records
+
+    before = load_records(file, every=True)
+    kept = [
+        r
+        for r in before
+        if r.generator_version == GENERATOR_VERSION and (device is None or device not in r.device)
+    ]
+    save_records(out or file, kept)
+    if json:
+        print_json({"kept": len(kept), "dropped": len(before) - len(kept)})
+    else:
+        print(f"Wrote {out or file}: {len(kept)} records, {len(before) - len(kept)} dropped.")
 
 
 @records_app.command()

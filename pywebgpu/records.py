@@ -192,8 +192,10 @@ def records_json(records: Iterable[Record]) -> str:
     return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def records_from_json(text: str | bytes, where: str = "records") -> tuple[Record, ...]:
-    """The records of this generator version.
+def records_from_json(
+    text: str | bytes, where: str = "records", *, every: bool = False
+) -> tuple[Record, ...]:
+    """The records of this generator version, or of every one.
 
     Raises:
         InputError: another format version, or not such a file.
@@ -217,7 +219,7 @@ def records_from_json(text: str | bytes, where: str = "records") -> tuple[Record
         raise InputError(
             f"the records are damaged: {type(error).__name__}: {error}", where=where, remedy=_REDO
         ) from error
-    return merge(r for r in found if r.generator_version == GENERATOR_VERSION)
+    return merge(r for r in found if every or r.generator_version == GENERATOR_VERSION)
 
 
 _REDO = "Make them with `pywebgpu tune MODEL.onnx -o records.json`"
@@ -250,8 +252,8 @@ def _record(data: dict[str, Any]) -> Record:
     )
 
 
-def load_records(path: str | os.PathLike[str]) -> tuple[Record, ...]:
-    """The file's records of this generator version.
+def load_records(path: str | os.PathLike[str], *, every: bool = False) -> tuple[Record, ...]:
+    """The file's records of this generator version, or of every one.
 
     Raises:
         InputError: it cannot be read, has another format version, or is no such file.
@@ -265,7 +267,7 @@ def load_records(path: str | os.PathLike[str]) -> tuple[Record, ...]:
             got=error.strerror or error,
             remedy="Check the path",
         ) from error
-    return records_from_json(text, str(path))
+    return records_from_json(text, str(path), every=every)
 
 
 def save_records(path: str | os.PathLike[str], records: Iterable[Record]) -> None:

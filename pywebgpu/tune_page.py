@@ -308,12 +308,12 @@ class Tuning:
         yield {"kind": "device", "caps": self.device}
         try:
             jobs = self.model.jobs(sizes)
-        except KeyError as error:
+        except KeyError as missing:
             raise PywebgpuError(
-                f"the size {error} is not known before the model has run",
+                f"the size {missing} is not known before the model has run",
                 where="tuner",
                 remedy="Run the session once, and then tune it",
-            ) from error
+            ) from missing
         self.jobs = {job.key: job for job in jobs}
         asking = tune(
             jobs,

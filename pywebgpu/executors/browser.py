@@ -7,6 +7,7 @@ outputs are `Tensor`s. Once the page's code has imported NumPy, arrays come out 
 
 from __future__ import annotations
 
+import json
 import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -320,6 +321,38 @@ class InferenceSession:
             remedy="Write `outputs = await session.run_async(feeds)`",
         )
 
+    async def tune(
+        self,
+        *,
+        budget: float = 30.0,
+        on_progress: Callable[[dict[str, Any]], None] | None = None,
+    ) -> Tuning:
+        """Find quicker kernels for this device while the session goes on running: see `Tuning`.
+
+        budget: seconds, pauses apart.
+        on_progress: called with {"stage", "label", "done", "total", "seconds"}.
+
+        Raises:
+            InputError: an option is wrong, or the session is being tuned already.
+        """
+        options: dict[str, Any] = {"budget": budget}
+        callback = None
+        if on_progress is not None:
+            callback = self._ffi.create_proxy(lambda event: on_progress(event.to_py()))
+            options["onProgress"] = callback
+        convert = import_module("js").Object.fromEntries
+        answer = await self._js.tune(
+            self._session, self._ffi.to_js(options, dict_converter=convert)
+        )
+        if not hasattr(answer, "value"):
+            raise _error(answer.error)
+        return Tuning(self._js, answer.value, callback)
+
+    async def records(self) -> dict[str, Any]:
+        """What tuning has found out in this browser, in the form of records.schema.json."""
+        found: dict[str, Any] = (await self._session.records()).to_py()
+        return found
+
     def close(self) -> None:
         """Give workers, memory and the GPU device back; later runs raise."""
         self._session.release()
@@ -329,6 +362,43 @@ class InferenceSession:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Tuning:
+    """A tuning under way. Winners come into use between two runs, and are kept for later visits."""
+
+    def __init__(self, js: Any, tuning: Any, callback: Any) -> None:
+        self._js, self._tuning, self._callback = js, tuning, callback
+
+    @property
+    def state(self) -> str:
+        """ "loading", "running", "paused", "done", "cancelled" or "failed"."""
+        return str(self._tuning.state)
+
+    def pause(self) -> None:
+        self._tuning.pause()
+
+    def resume(self) -> None:
+        self._tuning.resume()
+
+    def cancel(self) -> None:
+        """End it now; what has been found stays in use."""
+        self._tuning.cancel()
+
+    async def finished(self) -> dict[str, Any]:
+        """The report, also of a tuning that was cancelled.
+
+        Raises:
+            PywebgpuError: it could not go on.
+        """
+        answer = await self._js.finished(self._tuning)
+        if self._callback is not None:
+            self._callback.destroy()
+            self._callback = None
+        if not hasattr(answer, "value"):
+            raise _error(answer.error)
+        report: dict[str, Any] = json.loads(answer.value)
+        return report
 
 
 def _port(data: Mapping[str, Any]) -> Port:

@@ -9,8 +9,10 @@ from typing import Any
 
 import jsonschema
 import pytest
+from typer.testing import CliRunner
 
 from pywebgpu import records as module
+from pywebgpu.cli import app
 from pywebgpu.codegen import GENERATOR_VERSION
 from pywebgpu.codegen import scalar as sc
 from pywebgpu.codegen.dims import symbol
@@ -150,3 +152,32 @@ def test_the_core_works_with_nothing_but_jinja2() -> None:
     blocked = tuple(name for name in NOT_IN_PYODIDE if name != "markupsafe")
     result = run_without(blocked, "import pywebgpu.tune, pywebgpu.records")
     assert result.returncode == 0, result.stderr
+
+
+def command(*words: object) -> Any:
+    result = CliRunner().invoke(app, ["records", *map(str, words), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_commands(tmp_path: Path) -> None:
+    """Old records stay in what is merged and shown, until they are pruned."""
+    old = record(2.0, 1.0, generator_version="0")
+    save_records(tmp_path / "a.json", [record(2.0, 1.0), old])
+    save_records(tmp_path / "b.json", [record(4.0, 3.0, device="other"), record(2.0, 1.6)])
+    both = tmp_path / "both.json"
+    assert command("merge", tmp_path / "a.json", tmp_path / "b.json", "-o", both)["records"] == 3
+    rows = command("show", both)["records"]
+    assert sorted(row["gain"] for row in rows) == [0.25, 0.3333, 1.0]
+    assert sum(row["current"] for row in rows) == 2
+    assert command("show", both, "--target", "wasm-relaxed")["records"] == []
+    assert command("prune", both, "--device", "other", "-o", tmp_path / "c.json") == {
+        "kept": 1,
+        "dropped": 2,
+    }
+    assert command("prune", both) == {"kept": 2, "dropped": 1}
+    assert load_records(both, every=True) == load_records(both)
+    shown = CliRunner().invoke(app, ["records", "show", str(both)])
+    assert "2 records" in shown.stdout
+    missing = CliRunner().invoke(app, ["records", "show", str(tmp_path / "none.json")])
+    assert isinstance(missing.exception, InputError)

@@ -26,6 +26,7 @@ from pywebgpu.export import export
 from pywebgpu.serve import STRICT_CSP
 from pywebgpu.vendored import PYODIDE, package_folder
 from tests.executors_seen import record_executor
+from tests.models import zoo
 from tests.web import conftest
 
 pytestmark = pytest.mark.browser
@@ -404,3 +405,85 @@ def test_records_from_elsewhere(open_page: OpenPage) -> None:
     assert found["here"][1]["knobs"] == found["last"]
     assert found["there"][1]["knobs"] != found["last"]
     assert "format_version 7" in found["facts"]["got"]
+
+
+def test_from_python_in_the_page(open_page: OpenPage) -> None:
+    """The Python that tunes is the one that asks."""
+    page = open_page()
+    pixels = images(2)
+    code = """
+import pywebgpu
+session = await pywebgpu.InferenceSession.create("digits", ["wasm"])
+name = session.get_inputs()[0].name
+async def ask(pixels):
+    feeds = {name: pywebgpu.Tensor(pixels, (1, 1, 8, 8))}
+    (answer,) = (await session.run_async(feeds)).values()
+    return answer.tolist()[0]
+first = await ask(images[0])
+stages = []
+tuning = await session.tune(budget=8, on_progress=lambda event: stages.append(event["stage"]))
+tuning.pause()
+tuning.resume()
+report = await tuning.finished()
+second = await ask(images[1])
+records = await session.records()
+[tuning.state, stages[-1], report["candidates"], len(records["records"]), [first, second]]
+"""
+    body = "return (await t.python()).run(arg.code, { images: arg.images })"
+    state, stage, candidates, records, answers = run(
+        page, body, {"code": code, "images": flat(pixels)}
+    )
+    assert (state, stage) == ("done", "done")
+    assert candidates >= 1
+    assert records >= 1
+    agree(answers, pixels)
+
+
+DIGESTS = """
+import hashlib, json
+from pywebgpu.codegen import wasm, wgsl
+from pywebgpu.codegen.caps import WGSL_VARIANTS, WasmCaps
+from pywebgpu.codegen.codec import spec_from_json
+from pywebgpu.codegen.wasm.asm import Module, Target
+
+def digests(text):
+    found = []
+    for spec in map(spec_from_json, json.loads(text)):
+        for relaxed in (True, False):
+            for knobs in wasm.space(spec, WasmCaps(relaxed=relaxed)):
+                module = Module(Target(relaxed=relaxed))
+                kernel = wasm.emit(module, spec, knobs)
+                module.export("kernel", module.functions[kernel.function])
+                found.append(hashlib.sha256(module.encode()).hexdigest()[:16])
+        for variant in WGSL_VARIANTS:
+            for knobs in wgsl.space(spec, variant.caps)[:2]:
+                texts = repr(wgsl.render(spec, knobs))
+                found.append(hashlib.sha256(texts.encode()).hexdigest()[:16])
+    return found
+"""
+ALIKE = ("bert-tiny", "gpt2-tiny", "mobilenet-v2-micro", "resnet-micro", "vit-micro")
+
+
+def test_kernels_are_the_same_bytes_in_pyodide(open_page: OpenPage, tmp_path: Path) -> None:
+    """Every candidate of wasm, and of WGSL the first two of each variant, of every kernel."""
+    page = open_page()
+    scope: dict[str, Any] = {}
+    exec(DIGESTS, scope)
+    body = """
+      const python = await t.python();
+      await python.run(arg.code);
+      const found = {};
+      for (const [name, specs] of Object.entries(arg.specs)) {
+        found[name] = await python.run("digests(specs)", { specs });
+      }
+      return found;
+    """
+    specs = {}
+    for name in ALIKE:
+        export(zoo.path_of(name), tmp_path / name)
+        specs[name] = (tmp_path / name / "specs.json").read_text()
+    found = run(page, body, {"code": DIGESTS, "specs": specs})
+    for name in ALIKE:
+        wanted = scope["digests"](specs[name])
+        assert len(wanted) > 50, name
+        assert found[name] == wanted, name

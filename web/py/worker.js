@@ -27,6 +27,19 @@ const bridge = {
       const outputs = await session.run(Object.fromEntries(tensors));
       return Object.entries(outputs).map(([name, t]) => [name, t.type, toBytes(t), [...t.dims]]);
     }),
+  /**
+   * @param {runtime.InferenceSession} session
+   * @param {import("../tune/tuning.js").TuneOptions} options
+   */
+  tune: (session, options) => attempt(() => session.tune({ ...options, python: here })),
+  /** @param {import("../pywebgpu.js").Tuning} tuning */
+  finished: (tuning) => attempt(async () => JSON.stringify(await tuning.finished)),
+};
+
+/** For a session's tuning: the Python that runs here already. */
+const here = {
+  /** @param {string} module @param {string} name @param {unknown[]} args */
+  call: async (module, name, ...args) => call(module, name, ...args),
 };
 
 /**

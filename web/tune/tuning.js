@@ -398,6 +398,8 @@ export class Tuning {
    * @param {number} total
    */
   #say(stage, label, done, total) {
+    // A swap that was under way when the tuning was cancelled ends after it.
+    if (stage !== "done" && ["cancelled", "failed"].includes(this.state)) return;
     this.#options.onProgress?.({ stage, label, done, total, seconds: this.#clock.seconds });
   }
 }
