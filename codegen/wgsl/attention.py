@@ -126,8 +126,10 @@ def space(spec: Attention, caps: WgslCaps) -> list[Kinds]:
             # More accumulators than this would leave the registers.
             if fits and k.threads >= 32 and k.tq * _v_columns(k, spec.v_dim) <= 32:
                 flash.append(k)
+    # A query's keys are shared by many threads: there are few workgroups to fill a GPU with.
+    counts = (64, 128, 256) if caps.emulated or _short(spec) else (256, 128, 64)
     decode: list[Kinds] = [
-        Decode(n) for n in (64, 128, 256)
+        Decode(n) for n in counts
         if n <= limit and _decode_storage(spec, n) <= caps.max_workgroup_storage
     ]  # fmt: skip
     if isinstance(spec.q_len, int) and spec.q_len <= 4:
@@ -141,6 +143,10 @@ def space(spec: Attention, caps: WgslCaps) -> list[Kinds]:
     direct = [k for k in flash if not k.staged]
     direct.sort(key=lambda k: k.tq * _v_columns(k, spec.v_dim) > 16)
     return [*through[:10], *direct[:6], *decode]
+
+
+def _short(spec: Attention) -> bool:
+    return isinstance(spec.kv_len, int) and spec.kv_len <= 64
 
 
 def _decode_storage(spec: Attention, threads: int) -> int:

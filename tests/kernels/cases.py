@@ -433,3 +433,12 @@ def one_of_each() -> Iterator[tuple[str, Case]]:
     yield "attention-mask", attention_case(2, 2, 1, 9, 20, 10, 7, mask="some")
     yield "attention-decode", attention_case(1, 4, 2, 1, 70, 64, 64, causal=True)
     yield "attention-wide", attention_case(1, 1, 1, 9, 12, 512, 512)
+
+
+def for_gpus() -> Iterator[tuple[str, Case]]:
+    """What only GPUs play: products that make their left operand, queries that are turned."""
+    for norm in (None, RowOp.LAYER, RowOp.RMS):
+        for m, n, k in ((1, 24, 256), (40, 24, 256), (300, 256, 258)):
+            name = f"{norm.value if norm else 'pointwise'} prologue {m}x{k}x{n}"
+            yield name, prologue_case(m, n, k, norm, norm is not None)
+    yield "turned attention", attention_case(1, 4, 2, 9, 40, 16, 16, turned=True)

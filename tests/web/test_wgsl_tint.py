@@ -14,7 +14,7 @@ from playwright.sync_api import Page
 from pywebgpu.codegen import wgsl
 from pywebgpu.codegen.caps import WgslCaps
 from pywebgpu.testing import ServeSite
-from tests.kernels.cases import every_operator, one_of_each
+from tests.kernels.cases import every_operator, for_gpus, one_of_each
 
 pytestmark = pytest.mark.browser
 
@@ -43,7 +43,7 @@ def texts() -> dict[str, str]:
     found: dict[str, str] = {}
     rich = WgslCaps(max_workgroup_storage=32768, max_invocations=1024,
                     max_workgroup_size=(1024, 1024, 64))  # fmt: skip
-    for name, case in one_of_each():
+    for name, case in [*one_of_each(), *for_gpus()]:
         for caps in (WgslCaps(), rich):
             for knobs in wgsl.space(case.spec, caps):
                 kernel = wgsl.render(case.spec, knobs)
