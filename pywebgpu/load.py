@@ -253,6 +253,8 @@ def _opsets(model: ModelProto, where: str) -> dict[str, int]:
         domain = "" if entry.domain in _ONNX_DOMAINS else entry.domain
         opsets[domain] = entry.version
     version = opsets.setdefault("", LATEST)
+    if version < OLDEST and _as_in_oldest(model.graph, version):
+        version = opsets[""] = OLDEST
     if not OLDEST <= version <= LATEST:
         newer = version > LATEST
         raise UnsupportedError(
@@ -267,6 +269,22 @@ def _opsets(model: ModelProto, where: str) -> dict[str, int]:
             ),
         )
     return opsets
+
+
+def _as_in_oldest(graph: GraphProto, version: int) -> bool:
+    """Whether every operator was in this opset what it is in the oldest one that is supported."""
+    for node in graph.node:
+        if node.domain not in _ONNX_DOMAINS:
+            continue
+        if not (onnx.defs.has(node.op_type, version) and onnx.defs.has(node.op_type, OLDEST)):
+            return False
+        then, later = (onnx.defs.get_schema(node.op_type, v) for v in (version, OLDEST))
+        if then.since_version != later.since_version:
+            return False
+        bodies = (a.g for a in node.attribute if a.HasField("g"))
+        if not all(_as_in_oldest(body, version) for body in bodies):
+            return False
+    return True
 
 
 def _inline(model: ModelProto, where: str) -> ModelProto:

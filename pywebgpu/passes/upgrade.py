@@ -202,6 +202,39 @@ def _batch_norm(graph: Graph, node: Node) -> list[Node]:
     return [node]
 
 
+@upgrades("BatchNormalization", before=LATEST + 1)
+def _batch_norm_training(graph: Graph, node: Node) -> list[Node]:
+    """In training mode: by the batch's own statistics, with the running ones as outputs."""
+    if not node.attrs.pop("training_mode", 0):
+        return [node]
+    x, scale, shift, *running = node.inputs
+    type_ = graph.types[x]
+    axes = _ints(graph, node, "axes", [i for i in range(len(type_.shape)) if i != 1])
+    momentum = float(node.attrs.pop("momentum", 0.9))
+    made: list[Node] = []
+
+    def add(op: str, *inputs: str, out: str = "", **attrs: Any) -> str:
+        name = out or graph.fresh(f"{node.outputs[0]}_{op.lower()}")
+        made.append(Node(op, list(inputs), [name], attrs, name=name))
+        return name
+
+    centred = add("Sub", x, add("ReduceMean", x, axes, keepdims=1))
+    mean = add("ReduceMean", x, axes, keepdims=0)
+    variance = add("ReduceMean", add("Mul", centred, centred), axes, keepdims=0)
+    made.append(
+        Node("BatchNormalization", [x, scale, shift, mean, variance], node.outputs[:1],
+             node.attrs, name=node.name)
+    )  # fmt: skip
+    old, new = (
+        graph.add_constant("momentum", np.array(share, type_.dtype.numpy))
+        for share in (momentum, 1 - momentum)
+    )
+    for out, before, now in zip(node.outputs[1:], running, (mean, variance), strict=False):
+        if out:
+            add("Add", add("Mul", before, old), add("Mul", now, new), out=out)
+    return made
+
+
 @upgrades("Upsample", before=10)
 @upgrades("Resize", before=11)
 def _upsample(graph: Graph, node: Node) -> list[Node]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from pywebgpu.codegen.dims import Dim, dim_max, dim_min, evaluate, symbol
 from pywebgpu.errors import UnsupportedError
@@ -296,3 +296,21 @@ def test_equality() -> None:
     assert symbolic.equal(S, T) is None
     assert symbolic.smallest(dim_min(S, 512), 512) == dim_min(S, 512)
     assert symbolic.rewrite(dim_min(S, 512) + 1, {"s": 600}) == 513
+
+
+def test_older_opsets_in_which_nothing_was_different() -> None:
+    def made(op: str, count: int, kind: int) -> bytes:
+        graph = helper.make_graph(
+            [helper.make_node(op, ["x"] * count, ["y"])], "g",
+            [helper.make_tensor_value_info("x", kind, [3])],
+            [helper.make_tensor_value_info("y", kind, [3])],
+        )  # fmt: skip
+        opsets = [helper.make_opsetid("", 1)]
+        data: bytes = helper.make_model(
+            graph, opset_imports=opsets, ir_version=3
+        ).SerializeToString()
+        return data
+
+    assert load(made("Not", 1, TensorProto.BOOL)).outputs == ["y"]
+    with pytest.raises(UnsupportedError, match="opset 1 is older"):
+        load(made("Add", 2, TensorProto.FLOAT))
