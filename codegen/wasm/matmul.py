@@ -107,7 +107,7 @@ def _is_int8(spec: Matmul) -> bool:
 def _deep(spec: Matmul) -> bool:
     """Is it a product of many rows with a constant so deep that a panel and A's rows push each
     other out of the first-level cache?"""
-    many = not isinstance(spec.m, int) or spec.m >= 64
+    many = not isinstance(spec.m, int) or spec.m >= 24
     constant = spec.b is None and spec.blocks is None
     return constant and many and isinstance(spec.k, int) and spec.k > 512
 
