@@ -39,7 +39,7 @@ def runtimes(case: Case) -> list[str]:
 
 
 # Rounds, milliseconds of a turn, runs it has at least, and when a row has taken long enough.
-FULL = {"rounds": 9, "budgetMs": 150, "least": 3, "capMs": 20_000}
+FULL = {"rounds": 7, "budgetMs": 150, "least": 3, "capMs": 12_000}
 QUICK = {"rounds": 3, "budgetMs": 50, "least": 1, "capMs": 0}
 
 
@@ -92,7 +92,10 @@ def run(cases: list[Case], threads: list[int], quick: bool, console: Console) ->
         jobs = [(c, t) for c in cases for t in threads]
         for case, count in track(jobs, console=console):
             try:
-                rows.append(measure(stage, case, count, quick))
+                row = measure(stage, case, count, quick)
+                rows.append(row)
+                best = row["ratio_best"] or 0
+                console.print(f"{case.name}, {count}: {row['ours_ms']:.3g} ms, x best {best:.2f}")
             except Exception as error:  # one case of many: the others are worth having
                 failed[f"{case.name}, {count} threads"] = str(error)
                 console.print(f"{case.name}, {count} threads: {error}", style="red")
