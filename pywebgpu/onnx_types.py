@@ -88,14 +88,33 @@ def array_of(tensor: TensorProto, where: str) -> tuple[DType, np.ndarray[Any, An
 
 
 def attribute_proto(name: str, value: Any) -> onnx.AttributeProto:
-    """One attribute as protobuf; bodies (`Graph`) are not converted."""
+    """One attribute as protobuf."""
     if isinstance(value, DType):
         value = ELEMENT_CODES[value]
     if isinstance(value, np.ndarray):
         value = numpy_helper.from_array(value)
     if isinstance(value, Graph):
-        raise TypeError(f"attribute {name} holds a body")
+        value = graph_proto(value)
     return helper.make_attribute(name, value)
+
+
+def graph_proto(body: Graph) -> onnx.GraphProto:
+    """A body as protobuf."""
+
+    def info(name: str) -> onnx.ValueInfoProto:
+        type_ = body.types.get(name)
+        if type_ is None:
+            return onnx.ValueInfoProto(name=name)
+        shape = [d if isinstance(d, int) else str(d) for d in type_.shape]
+        return helper.make_tensor_value_info(name, ELEMENT_CODES[type_.dtype], shape)
+
+    return helper.make_graph(
+        [node_proto(node) for node in body.nodes],
+        body.name or "body",
+        [info(name) for name in body.inputs],
+        [info(name) for name in body.outputs],
+        [numpy_helper.from_array(array, name) for name, array in body.constants.items()],
+    )
 
 
 def node_proto(node: Node) -> onnx.NodeProto:

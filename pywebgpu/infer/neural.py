@@ -251,6 +251,12 @@ def _keep_aspect(site: Site, shape: Shape, out: list[Dim], axes: list[int], poli
         out[axis] = math.floor(scale * size + 0.5)
 
 
+@infers("FlexAttention", domain="ai.onnx.preview")
+def infer_flex_attention(site: Site) -> TensorType:
+    q, v = site.input(0), site.input(2)
+    return like(q, (*q.shape[:3], v.shape[3]))
+
+
 @infers("LSTM", "GRU", "RNN")
 def infer_recurrent(site: Site) -> list[TensorType]:
     x, w = site.input(0), site.input(1)
