@@ -448,13 +448,15 @@ from pywebgpu.codegen.wasm.asm import Module, Target
 
 def digests(text):
     found = []
-    for spec in map(spec_from_json, json.loads(text)):
+    specs = json.loads(text)
+    for spec in map(spec_from_json, specs["wasm"]):
         for relaxed in (True, False):
             for knobs in wasm.space(spec, WasmCaps(relaxed=relaxed)):
                 module = Module(Target(relaxed=relaxed))
                 kernel = wasm.emit(module, spec, knobs)
                 module.export("kernel", module.functions[kernel.function])
                 found.append(hashlib.sha256(module.encode()).hexdigest()[:16])
+    for spec in map(spec_from_json, specs["webgpu"]):
         for variant in WGSL_VARIANTS:
             for knobs in wgsl.space(spec, variant.caps)[:2]:
                 texts = repr(wgsl.render(spec, knobs))

@@ -274,12 +274,13 @@ export class Tuning {
   /** What the model is and what it runs on, for Python. */
   async #setup() {
     const { bundle, kept } = this.#seat;
-    const { generator_version, buffers, steps, program } = bundle.manifest;
+    const { generator_version, buffers, steps, program, webgpu } = bundle.manifest;
+    const played = { buffers, steps, program, webgpu: { steps: webgpu.steps } };
     const host = this.#seat.host();
     const sizes = this.#frame().sizes;
     const records = await kept.records();
     return {
-      manifest: JSON.stringify({ generator_version, buffers, steps, program }),
+      manifest: JSON.stringify({ generator_version, ...played }),
       specs: new TextDecoder().decode(await bundle.read(SPECS)),
       sizes: Object.fromEntries(sizes),
       budget: this.#options.budget ?? BUDGET_S,
