@@ -57,6 +57,31 @@ export function showError(error) {
   if (error !== null) console.error(error);
 }
 
+/**
+ * A function that starts `task`; called while one is under way, it has it done once more afterwards,
+ * for the newest state, however often it was called. Errors are shown on the page.
+ * @param {(isOld: () => boolean) => Promise<void>} task `isOld` tells that it will be done once more
+ */
+export function newestOnly(task) {
+  let pending = false;
+  let busy = false;
+  return async () => {
+    pending = true;
+    if (busy) return;
+    busy = true;
+    try {
+      while (pending) {
+        pending = false;
+        await task(() => pending);
+      }
+    } catch (error) {
+      showError(error);
+    } finally {
+      busy = false;
+    }
+  };
+}
+
 /** @param {number} bytes */
 export function bytes(bytes) {
   if (bytes < 1e6) return `${(bytes / 1e3).toFixed(bytes < 1e4 ? 1 : 0)} kB`;

@@ -1,7 +1,7 @@
 // The digits page: a drawing pad, the network's answer as bars, samples from the test set.
 
 import { Tensor } from "../pywebgpu.js";
-import { Runner, element, make, pageData, setBar, showError } from "./common.js";
+import { Runner, element, make, newestOnly, pageData, setBar, showError } from "./common.js";
 import { rasterise } from "./strokes.js";
 
 /** @typedef {import("./strokes.js").Point} Point */
@@ -27,34 +27,19 @@ let keyPen = null;
 
 // ------------------------------------------------------------------ reading
 
-const runner = new Runner(read);
-let pending = false;
-let busy = false;
-
-/** Read what is on the pad; while a run is under way only the newest drawing waits. */
-async function read() {
-  pending = true;
-  if (busy) return;
-  busy = true;
-  try {
-    while (pending) {
-      pending = false;
-      const image = currentImage();
-      showSeen(image);
-      if (!image) {
-        showAnswer(null);
-        continue;
-      }
-      const outputs = await runner.run({ image: new Tensor("float32", image, [1, 1, 8, 8]) });
-      // The pad may have been cleared meanwhile; then the loop runs once more.
-      if (outputs && !pending) showAnswer(outputs.probabilities.data);
-    }
-  } catch (error) {
-    showError(error);
-  } finally {
-    busy = false;
+/** Read what is on the pad. */
+const read = newestOnly(async (isOld) => {
+  const image = currentImage();
+  showSeen(image);
+  if (!image) {
+    showAnswer(null);
+    return;
   }
-}
+  const outputs = await runner.run({ image: new Tensor("float32", image, [1, 1, 8, 8]) });
+  // The pad may have been cleared meanwhile.
+  if (outputs && !isOld()) showAnswer(outputs.probabilities.data);
+});
+const runner = new Runner(read);
 
 /** @returns {Float32Array<ArrayBuffer> | null} */
 function currentImage() {

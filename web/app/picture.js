@@ -3,7 +3,7 @@
 // it wants its pixels: {"labels", "mean", "std", "logits", "samples"}.
 
 import { Tensor } from "../pywebgpu.js";
-import { Runner, element, make, pageData, setBar, showError } from "./common.js";
+import { Runner, element, make, newestOnly, pageData, setBar, showError } from "./common.js";
 
 /**
  * @typedef {object} Labels
@@ -27,7 +27,6 @@ const cameraButton = element("camera", HTMLButtonElement);
 const drop = element("drop", HTMLElement);
 
 const location_ = new URL(pageData("labels"), document.baseURI);
-const runner = new Runner(look);
 /** @type {Labels | null} */
 let known = null;
 /** What is looked at. @type {ImageBitmap | HTMLVideoElement | null} */
@@ -37,34 +36,21 @@ let stream = null;
 
 // -- looking ---------------------------------------------------------------------------------------
 
-let pending = false;
-let busy = false;
-
-/** Classify what is there; while a run is under way only the newest picture waits. */
-async function look() {
-  pending = true;
-  if (busy) return;
-  busy = true;
+/** Classify what is there; with the camera, again and again. */
+const look = newestOnly(async () => {
+  const input = runner.session?.inputMetadata[0];
+  if (!source || !known || !input) return;
   try {
-    while (pending) {
-      pending = false;
-      const input = runner.session?.inputMetadata[0];
-      if (!source || !known || !input) continue;
-      const outputs = await runner.run({ [input.name]: pixels(source, input.shape, known) });
-      const [first] = Object.values(outputs ?? {});
-      if (first) showAnswer(known.logits ? softmax(first.data) : first.data);
-      if (stream) {
-        await new Promise(requestAnimationFrame);
-        pending ||= stream !== null;
-      }
-    }
+    const outputs = await runner.run({ [input.name]: pixels(source, input.shape, known) });
+    const [first] = Object.values(outputs ?? {});
+    if (first) showAnswer(known.logits ? softmax(first.data) : first.data);
   } catch (error) {
     stopCamera();
-    showError(error);
-  } finally {
-    busy = false;
+    throw error;
   }
-}
+  if (stream) requestAnimationFrame(look);
+});
+const runner = new Runner(look);
 
 /**
  * The middle square as the model wants it, and on the page.
