@@ -45,10 +45,13 @@ class Fields:
 def few(p: core.Product, caps: WgslCaps) -> list[FewBlocks]:
     """Candidates for products of few rows, the default first."""
     rows = next(r for r in (1, 2, 4, 8) if r >= min(p.m if isinstance(p.m, int) else 4, 8))
+    deep = isinstance(p.k, int) and p.k >= 2048
+    pairs = [(1, 64), (2, 64), (1, 32), (2, 32), (4, 32), (4, 16)]
+    pairs.insert(0 if deep else 1, (1, 128))
     limit = min(caps.max_invocations, caps.max_workgroup_size[0])
     return [
         FewBlocks(rows, panels, shares)
-        for panels, shares in ((1, 64), (2, 32), (1, 32), (1, 128), (2, 64), (4, 32), (4, 16))
+        for panels, shares in pairs
         if panels * shares <= limit and 32 * rows * panels * shares <= caps.max_workgroup_storage
     ]
 

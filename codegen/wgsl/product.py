@@ -179,6 +179,7 @@ class TileFields(StagedFields):
     buffers: int
     half: bool
     sum: str
+    square: bool
     a_pad: int
     b_pad: int
 
@@ -363,6 +364,8 @@ def _staged_pass(p: Product, t: Tile | Matrix, module: Module) -> Pass:
             buffers=t.buffers,
             half=t.half,
             sum="part" if t.half else "acc",
+            # Wider tiles than 8 x 4 threads, of a multiple of that.
+            square=t.bn // t.tn >= 16 and t.bm // t.tm % 4 == 0,
             a_pad=t.a_pad,
             b_pad=_B_PAD[p.b],
         )
