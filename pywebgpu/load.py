@@ -25,6 +25,7 @@ from .codegen.dims import Dim, Expr, symbol
 from .errors import InputError, ModelError, UnsupportedError
 from .graph import Graph, Node, SizeCheck, TensorType, outer_names, subgraphs
 from .infer import DataDependent, Problems, infer_graph, symbolic, unbound_sizes
+from .infer.fallback import is_known, unknown
 from .infer.registry import assume
 from .onnx_types import DTYPE_ATTRIBUTES, LATEST, OLDEST, array_of, dtype_of
 from .passes.upgrade import normalise_attributes, upgrade
@@ -81,6 +82,7 @@ def load_leniently(
     version = problems.opset = opsets[""]
     _newest(graph)
     infer_graph(graph, problems, upgrade, version)
+    _add_unknown(graph, problems)
     graph.prune()
     for node, size in unbound_sizes(graph):
         error = DataDependent(
@@ -93,6 +95,23 @@ def load_leniently(
     for output, type_ in declared.items():
         graph.types.setdefault(output, type_)  # behind a node that could not be typed
     return graph
+
+
+def _add_unknown(graph: Graph, problems: Problems) -> None:
+    """Unknown operators that inference did not come to: behind others, or in bodies."""
+    told = {error.where for _, error in problems.unsupported}
+
+    def look(nodes: Iterable[Node]) -> None:
+        for node in nodes:
+            if node.where() not in told and not is_known(node):
+                told.add(node.where())
+                problems.unsupported.append((node, unknown(node)))
+            for body in subgraphs(node):
+                look(body.nodes)
+
+    for node in graph.nodes:
+        look(body_node for body in subgraphs(node) for body_node in body.nodes)
+    look(problems.blocked)
 
 
 def _declared_outputs(model: ModelProto, where: str) -> dict[str, TensorType]:

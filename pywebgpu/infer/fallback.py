@@ -12,9 +12,9 @@ from onnx import TypeProto, helper, numpy_helper
 
 from ..codegen.dims import Dim, symbol
 from ..errors import UnsupportedError
-from ..graph import TensorType, subgraphs
+from ..graph import Node, TensorType, subgraphs
 from ..onnx_types import ELEMENT_CODES, LATEST, dtype_of, node_proto
-from .registry import DataDependent, Site
+from .registry import TABLE, DataDependent, Site
 
 _DATA_LIMIT = 4096
 
@@ -30,7 +30,7 @@ def infer_with_onnx(site: Site) -> list[TensorType | None]:
     try:
         schema = onnx.defs.get_schema(node.op, min(version, LATEST), node.domain)
     except onnx.defs.SchemaError:
-        raise unknown(site) from None
+        raise unknown(node) from None
     if subgraphs(node):
         raise UnsupportedError(
             f"{node.op} with a body is not supported",
@@ -99,11 +99,16 @@ def _type(site: Site, output: int, proto: TypeProto | None, names: dict[str, Dim
     return TensorType(dtype_of(tensor.elem_type, where), tuple(shape))
 
 
-def unknown(site: Site) -> UnsupportedError:
+def is_known(node: Node) -> bool:
+    """Whether there is such an operator, supported or not."""
+    return (node.domain, node.op) in TABLE or onnx.defs.has(node.op, LATEST, node.domain)
+
+
+def unknown(node: Node) -> UnsupportedError:
     """No such operator."""
-    domain = site.node.domain or "ai.onnx"
+    domain = node.domain or "ai.onnx"
     return UnsupportedError(
-        f"operator {site.node.op} of domain {domain} is not known",
-        where=site.node.where(),
+        f"operator {node.op} of domain {domain} is not known",
+        where=node.where(),
         remedy="Export the model with operators of the default domain",
     )

@@ -219,3 +219,19 @@ def test_a_bundle_carries_its_program(tmp_path: Path) -> None:
         for got, want in zip(session.run(None, feeds), by_onnxruntime(model, feeds), strict=True):
             np.testing.assert_allclose(got, want, 1e-5)
     record_executor("wasmtime")
+
+
+def test_unknown_operators_are_listed_together_also_those_in_bodies() -> None:
+    body = helper.make_graph(
+        [node("Identity", ["on"], ["go"]), node("Frob", ["v"], ["u"], name="f", domain="acme"),
+         node("Abs", ["u"], ["w"])],
+        "body", [info("i", I64, []), info("on", BOOL, []), info("v", F, [2])],
+        [info("go", BOOL, []), info("w", F, [2])],
+    )  # fmt: skip
+    model = model_of(
+        [node("Loop", ["n", "", "x"], ["y"], body=body), node("Twiddle", ["y"], ["z"], name="t")],
+        [info("n", I64, []), info("x", F, [2])], [info("z", F, [2])],
+    )  # fmt: skip
+    model.opset_import.append(helper.make_opsetid("acme", 1))
+    with pytest.raises(UnsupportedError, match=r"2 nodes .*Frob 'f'.*Twiddle 't'"):
+        compile_model(model.SerializeToString())
