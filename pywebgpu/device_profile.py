@@ -12,7 +12,7 @@ from .executors.wasmtime_executor import PAGE, Memory, Team, Worker, default_thr
 
 
 def profile_wasmtime(threads: int | None = None) -> WasmProfile:
-    """What wasmtime can do here, in some 10 ms.
+    """What wasmtime can do here, in some 50 ms.
 
     threads: as many as this process may use by default.
     """
