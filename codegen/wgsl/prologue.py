@@ -16,8 +16,8 @@ from .module import Module, dim_multiple, dim_text, fill, runs_along
 from .product_operands import define_checked
 from .scalar import literal
 
-_MOST_LANES = 32
-"""Threads that share one row's statistics; one of them joins the parts."""
+_LEAST_LANES = 8
+"""Threads that share one row's statistics: as many vec4s are a line of any cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Fields:
     rows: int
     threads: int
     lanes: int
+    turns: int  # rows are taken by threads / lanes at a time
     m: str
     length: str
     layer: bool
@@ -49,12 +50,13 @@ def operands(spec: Matmul) -> frozenset[int]:
 
 def storage(rows: int, threads: int) -> int:
     """Bytes of workgroup memory that `prepare_rows` takes."""
-    return 8 * rows * (1 + _lanes(rows, threads))
+    return 8 * rows + 16 * threads
 
 
 def _lanes(rows: int, threads: int) -> int:
+    """A power of two that divides `threads`."""
     lanes = 1
-    while lanes * 2 * rows <= threads and lanes < _MOST_LANES:
+    while threads % (lanes * 2) == 0 and (lanes < _LEAST_LANES or lanes * 2 * rows <= threads):
         lanes *= 2
     return lanes
 
@@ -100,13 +102,15 @@ def _normalised(prologue: Prologue, rows: int, value: str) -> list[str]:
 def _define_prepare(
     module: Module, spec: Matmul, prologue: Prologue, wide: bool, rows: int, threads: int
 ) -> None:
+    lanes = _lanes(rows, threads)
     kept = "f32" if prologue.keep is not Storage.F16 else "f16"
     if prologue.keep is not None:
         module.keep(prologue.keep, wide)
     fields = Fields(
         rows=rows,
         threads=threads,
-        lanes=_lanes(rows, threads),
+        lanes=lanes,
+        turns=-(-rows * lanes // threads),
         m=dim_text(spec.m),
         length=dim_text(spec.k),
         layer=prologue.norm is RowOp.LAYER,

@@ -7,6 +7,8 @@ lowered once, and this gives a GPU's version of it, over the same buffers:
 
 1. A `Row` (layer or RMS normalisation) whose first reader is a product that takes it as its left
    operand becomes that product's prologue. Where others read it later, the product stores it too.
+   Every column of workgroups takes the statistics again: so only where the columns are few, as of
+   queries, keys and values, or where the rows are, as in a step of generation.
 2. A `Map` whose only reader is a product's left operand, and whose loads run along with it, becomes
    the prologue.
 3. A `Map` whose only reader takes it as an attention's query becomes the query.
@@ -37,6 +39,8 @@ from .index import Space, shift_axes, unravel
 from .values import BufferInfo, Emitted
 
 _NORMS = (RowOp.LAYER, RowOp.RMS)
+_MOST_WIDER = 3  # columns of a normalising product, in lengths of its rows
+_FEW_ROWS = 8
 _FLOATS = (Storage.F32, Storage.F16)
 
 
@@ -163,7 +167,10 @@ class _Fusion:
         fits = reader.m == m and reader.k == k and _same(reader.a, whole, m)
         if not (fits and self._takes(reader, made) and _same(space.view(source.index), whole, m)):
             return None
-        if source.output not in _FLOATS:
+        few = isinstance(m, int) and m <= _FEW_ROWS
+        n = reader.n
+        narrow = isinstance(n, int) and isinstance(k, int) and n <= k * _MOST_WIDER
+        if source.output not in _FLOATS or not (few or narrow):
             return None
         prologue = Prologue(
             source.value, source.final, source.op, source.eps, source.output if keep else None
