@@ -30,6 +30,7 @@ from .errors import DeviceError, InputError
 from .executors import base
 from .executors.wasmtime_executor import PAGE, engine
 from .executors.wgpu_device import Gpu
+from .executors.wgpu_profile import measure
 from .feeds import default_dim
 from .plan import Plan, WeightBuffer
 from .records import Record
@@ -290,6 +291,8 @@ class WgpuHost:
     def __init__(self, gpu: Gpu | None = None) -> None:
         self.gpu = gpu or Gpu()
         self.caps = replace(self.gpu.caps(), emulated=self.gpu.emulated)
+        if not self.gpu.emulated:
+            self.caps = replace(self.caps, fill=measure(self.gpu).fill)
         self._buffers: list[Any] = []
         self._scratch: list[Any] = []
         self._uniform: Any = None
@@ -298,6 +301,7 @@ class WgpuHost:
     @property
     def features(self) -> str:
         caps = asdict(self.caps)
+        del caps["fill"]  # measured: it would never be quite the same
         facts = [*sorted(self.gpu.features), *(f"{k}={v}" for k, v in caps.items())]
         return "wgpu " + ", ".join(str(fact).replace(" ", "") for fact in facts)
 
