@@ -90,8 +90,13 @@ def _splits(p: Product, bk: int) -> list[int]:
     """Into how many parts the k axis may be cut."""
     k = p.k if isinstance(p.k, int) else 64
     elements = p.z * p.m * ceildiv(p.n, 4) * 4
-    # Partial sums must be sure to fit: a dynamic product may grow to any size.
-    room = _MOST_PARTIAL // (4 * max(elements, 1)) if isinstance(elements, int) else 1
+    if isinstance(elements, int):
+        room = _MOST_PARTIAL // (4 * max(elements, 1))
+    elif isinstance(p.n, int):
+        # Of whatever size the product turns out to be, partial sums take no more than A does.
+        room = k // max(p.n, 1) if isinstance(p.k, int) else 1
+    else:
+        room = 1
     return [s for s in (1, 2, 4, 8, 16) if s == 1 or (k >= s * bk * 4 and s <= room)]
 
 
