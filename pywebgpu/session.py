@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,8 +27,11 @@ from .compile import Compiled
 from .errors import DeviceError, InputError, PywebgpuError
 from .executors.base import Executor, typed_feeds
 from .plan import Plan, Port
-from .records import Winners, load_records
+from .records import Record, Winners, load_records
 from .specialise import Specialising, compile_or_wait, key_of
+
+if TYPE_CHECKING:
+    from .tune_session import Tuning
 
 Array = np.ndarray[Any, Any]
 
@@ -123,6 +127,7 @@ class InferenceSession:
         source = _open(model)
         self._special = source if isinstance(source, Specialising) else None
         self._winners = Winners(load_records(records)) if records is not None else NO_WINNERS
+        self._source = source
         code = _Code(source.nothing if isinstance(source, Specialising) else source, self._winners)
         self._plan = source.interface if isinstance(source, Specialising) else code.plan
         self._inputs, self._outputs = self._plan.inputs, self._plan.outputs
@@ -131,6 +136,8 @@ class InferenceSession:
         self._executor = self._start(code, wanted, threads)
         self._made: OrderedDict[object, tuple[Plan, Executor]] = OrderedDict()
         self._warned = False
+        self._turn = threading.Lock()
+        self._tuning: Tuning | None = None
 
     def _start(self, code: _Code, providers: list[str], threads: int | None) -> Executor:
         skipped: list[DeviceError] = []
@@ -207,10 +214,11 @@ class InferenceSession:
             ModelError, UnsupportedError: the values of a specialised input do not suit the model.
             DeviceError: the device failed or has not enough memory.
         """
-        executor, feeds = self._executor, input_feed
-        if self._special:
-            executor, feeds = self._executor_for(self._special, input_feed)
-        results = executor.run(feeds, output_names)
+        with self._turn:
+            executor, feeds = self._executor, input_feed
+            if self._special:
+                executor, feeds = self._executor_for(self._special, input_feed)
+            results = executor.run(feeds, output_names)
         names = [p.name for p in self._outputs] if output_names is None else output_names
         return [results[name] for name in names]
 
@@ -247,6 +255,54 @@ class InferenceSession:
         names = [p.name for p in self._outputs] if output_names is None else output_names
         return dict(zip(names, results, strict=True))
 
+    def tune(
+        self,
+        *,
+        budget: float = 30.0,
+        dims: Mapping[str, int] | None = None,
+        on_progress: Callable[[str, int, int], None] | None = None,
+    ) -> Tuning:
+        """Find quicker kernels for this machine while the session goes on being used.
+
+        budget: seconds. dims: sizes of symbolic dimensions. on_progress: called, in another thread,
+        with the kernel in hand, how many candidates are done, and of how many. Where the handle has
+        ended its records are in `records()`.
+
+        Raises:
+            InputError: an option is wrong, the session is being tuned already, or its model is
+                compiled for values that it is fed.
+        """
+        from .tune_session import start
+
+        if self._tuning is not None and self._tuning.state in ("running", "paused"):
+            raise InputError(
+                "the session is being tuned already",
+                where="tune",
+                remedy="Wait for the tuning, or cancel it",
+            )
+        if isinstance(self._source, Specialising):
+            raise InputError(
+                "a model that is compiled for values it is fed cannot be tuned as it runs",
+                where="tune",
+                got=", ".join(self.specialised),
+                remedy="Export it for one value, with `pywebgpu export --value`",
+            )
+        self._tuning = start(
+            self.plan, self.provider, dims, budget, self._turn, self._adopt, on_progress
+        )
+        return self._tuning
+
+    def records(self) -> tuple[Record, ...]:
+        """What tuning this session has found out: for `records.save_records`."""
+        return tuple(self._tuning.records) if self._tuning is not None else ()
+
+    def _adopt(self, winners: Winners) -> None:
+        assert not isinstance(self._source, Specialising)
+        made = self._start(_Code(self._source, winners), [self.provider], self._threads)
+        with self._turn:
+            old, self._executor = self._executor, made
+            old.close()
+
     @classmethod
     async def create(cls, model: Any, *args: Any, **options: Any) -> InferenceSession:
         """The constructor for code that also runs in a page, where it has to be awaited."""
@@ -254,6 +310,9 @@ class InferenceSession:
 
     def close(self) -> None:
         """Give threads and memory back."""
+        if self._tuning is not None:
+            self._tuning.cancel()
+            self._tuning.wait()
         self._executor.close()
         while self._made:
             self._made.popitem()[1][1].close()
