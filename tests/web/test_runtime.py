@@ -286,7 +286,7 @@ def test_trial_sizes(open_page: OpenPage) -> None:
         """const { trialFrames } = await import("./web/shapes.js");
         const of = (m) =>
           trialFrames({ ...m, outputs: [] }).map((f) => Object.fromEntries(f.sizes));
-        const none = { inputs: [], buffers: [], slots: [], checks: [] };
+        const none = { inputs: [], buffers: [], slots: [], program: [], checks: [] };
         const text = [{ shape: ["batch", "sequence"] }];
         return [
           of({ ...arg, inputs: [] }),
