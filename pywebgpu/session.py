@@ -31,6 +31,8 @@ from .records import Record, Winners, load_records
 from .specialise import Specialising, compile_or_wait, key_of
 
 if TYPE_CHECKING:
+    from .executors.gpu_tensor import GpuTensor
+    from .executors.wgpu_executor import Profile, WgpuExecutor
     from .tune_session import Tuning
 
 Array = np.ndarray[Any, Any]
@@ -221,6 +223,47 @@ class InferenceSession:
             results = executor.run(feeds, output_names)
         names = [p.name for p in self._outputs] if output_names is None else output_names
         return [results[name] for name in names]
+
+    def upload(self, feeds: Mapping[str, Any]) -> dict[str, GpuTensor]:
+        """Some of the inputs as tensors on the GPU, to be fed again and again.
+
+        Raises:
+            InputError: the session does not run on a GPU, or a feed does not fit.
+        """
+        return self._gpu("upload").upload(feeds)
+
+    def run_on_gpu(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]
+    ) -> list[GpuTensor]:
+        """As `run`, but the outputs stay on the GPU, and nobody waits for them: `numpy()` does.
+
+        Raises:
+            InputError: as `run`, or the session does not run on a GPU.
+        """
+        results = self._gpu("run_on_gpu").run_on_gpu(input_feed, output_names)
+        names = [p.name for p in self._outputs] if output_names is None else output_names
+        return [results[name] for name in names]
+
+    def profile(self, input_feed: Mapping[str, Any], repeats: int = 20) -> Profile:
+        """Where a run's time goes on the GPU: each step `repeats` times, by timestamps.
+
+        Raises:
+            InputError: as `run`, or the session does not run on a GPU.
+        """
+        return self._gpu("profile").profile(input_feed, repeats)
+
+    def _gpu(self, what: str) -> WgpuExecutor:
+        if self.provider != "webgpu" or self._special:
+            raise InputError(
+                "needs a session on a GPU, without inputs that decide shapes",
+                where=what,
+                got=self.provider,
+                expected="webgpu",
+                remedy='InferenceSession(model, providers=["webgpu"])',
+            )
+        found: Any = self._executor
+        executor: WgpuExecutor = found
+        return executor
 
     def _executor_for(
         self, special: Specialising, given: Mapping[str, Any]

@@ -232,7 +232,15 @@ def from_storage(port: Port, elements: Array, symbols: Mapping[str, int]) -> Arr
 
     Always a copy, so that the buffer can be reused.
     """
-    shape = tuple(evaluate(dim, symbols) for dim in port.shape)
+    return typed(port, elements, shape_of(port, symbols))
+
+
+def shape_of(port: Port, symbols: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(evaluate(dim, symbols) for dim in port.shape)
+
+
+def typed(port: Port, elements: Array, shape: tuple[int, ...]) -> Array:
+    """As `from_storage`, of a known shape."""
     count = int(np.prod(shape, dtype=np.int64))
     flat: Array = elements.view(_STORAGE[port.storage])[:count].reshape(shape)
     # != and astype both make a new array.

@@ -9,6 +9,7 @@ back through one staging buffer.
 from __future__ import annotations
 
 import itertools
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from ..errors import DeviceError
 from ..plan import Plan, Port, SlotBuffer, WeightBuffer
 from . import base
 from .base import Array, Feeds
+from .gpu_tensor import GpuTensor
 from .wgpu_device import Dispatch, Gpu, uniform_stride
 
 _FRAMES = 16
@@ -41,6 +43,17 @@ class _Frame:
     dispatches: list[Dispatch]
     steps: list[int]  # the step that each dispatch belongs to
     uniform: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Seconds of a run: each step alone on the device, all of them in a row there, and encoding
+    them here; and how many kernel launches that is. Timestamps where the device has them."""
+
+    steps: tuple[tuple[str, float], ...]
+    device: float
+    host: float
+    dispatches: int
 
 
 class WgpuExecutor:
@@ -93,22 +106,103 @@ class WgpuExecutor:
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """The named outputs (all by default), in that order. See `base.Executor.run`."""
         wanted = base.wanted_outputs(self.plan, outputs)
-        arrays, symbols = base.check_feeds(self.plan, feeds)
+        symbols, waiting = self._start(feeds)
+        parts = [(self._buffer(p.buffer), base.port_bytes(p, symbols)) for p in wanted]
+        raw = self.gpu.run(waiting, parts)
+        return {
+            port.name: base.from_storage(port, np.frombuffer(data, np.uint8), symbols)
+            for port, data in zip(wanted, raw, strict=True)
+        }
+
+    def run_on_gpu(
+        self, feeds: Feeds, outputs: Sequence[str] | None = None
+    ) -> dict[str, GpuTensor]:
+        """As `run`, but the outputs stay on the GPU, and nobody waits for them."""
+        wanted = base.wanted_outputs(self.plan, outputs)
+        symbols, waiting = self._start(feeds)
+        encoder = self.gpu.encode(waiting)
+        found: dict[str, GpuTensor] = {}
+        for port in wanted:
+            size = base.port_bytes(port, symbols)
+            buffer = self.gpu.buffer(size, f"output {port.name!r}")
+            if size:
+                words = -(-size // 4) * 4
+                encoder.copy_buffer_to_buffer(self._buffer(port.buffer), 0, buffer, 0, words)
+            found[port.name] = GpuTensor(self.gpu, buffer, port, base.shape_of(port, symbols))
+        self.gpu.device.queue.submit([encoder.finish()])
+        return found
+
+    def upload(self, feeds: Feeds) -> dict[str, GpuTensor]:
+        """Some of the inputs as tensors on the GPU.
+
+        Raises:
+            InputError: a name, an element type or a value does not fit.
+        """
+        ports = [p for p in self.plan.inputs if p.name in feeds]
+        found: dict[str, GpuTensor] = {}
+        for port in ports:
+            array = base.typed_feeds([port], {port.name: feeds[port.name]})[port.name]
+            stored = base.to_storage(port, array)
+            buffer = self.gpu.buffer(stored.nbytes, f"input {port.name!r}")
+            if stored.size:
+                self.gpu.write(buffer, stored.reshape(-1).view(np.uint8))
+            found[port.name] = GpuTensor(self.gpu, buffer, port, array.shape)
+        base.typed_feeds(ports, feeds)  # names that are no inputs
+        return found
+
+    def _start(self, feeds: Feeds) -> tuple[dict[str, int], list[Dispatch]]:
+        """What the sizes are, with the feeds in place and all that is to be done queued."""
+        resident = {n: t for n, t in feeds.items() if isinstance(t, GpuTensor)}
+        given = [p for p in self.plan.inputs if p.name in resident]
+        for port in given:
+            resident[port.name].check(port, self.gpu)
+        if resident:
+            others = [p for p in self.plan.inputs if p not in given]
+            rest = {n: f for n, f in feeds.items() if n not in {p.name for p in given}}
+            typed = base.typed_feeds(others, rest)
+            shapes = {p.name: resident[p.name].shape for p in given}
+            symbols = base.bind_symbols(
+                self.plan, {**shapes, **{n: a.shape for n, a in typed.items()}}
+            )
+            arrays = {p.name: base.to_storage(p, typed[p.name]) for p in others}
+        else:
+            arrays, symbols = base.check_feeds(self.plan, feeds)
         self._make_room(symbols)
         if self.poison:
             for slot in self._slots:
                 self.gpu.poison(slot)
         for port in self.plan.inputs:
-            self._write(port, arrays[port.name])
+            if port.name in arrays:
+                self._write(port, arrays[port.name])
+        self._copy_in([(resident[p.name], p) for p in given])
         waiting: list[Dispatch] = []
         self._play(self._program, symbols, waiting)
-        parts = [(self._buffer(p.buffer), base.port_bytes(p, symbols)) for p in wanted]
-        raw = self.gpu.run(waiting, parts)
         self._sizes = symbols
-        return {
-            port.name: base.from_storage(port, np.frombuffer(data, np.uint8), symbols)
-            for port, data in zip(wanted, raw, strict=True)
-        }
+        return symbols, waiting
+
+    def _copy_in(self, given: Sequence[tuple[GpuTensor, Port]]) -> None:
+        if not any(tensor.nbytes for tensor, _ in given):
+            return
+        encoder = self.gpu.device.create_command_encoder()
+        for tensor, port in given:
+            if tensor.nbytes:
+                words = -(-tensor.nbytes // 4) * 4
+                target = self._buffer(port.buffer)
+                encoder.copy_buffer_to_buffer(tensor.buffer, 0, target, 0, words)
+        self.gpu.device.queue.submit([encoder.finish()])
+
+    def profile(self, feeds: Feeds, repeats: int = 20) -> Profile:
+        """Where a run's time goes; see `Profile`."""
+        seconds = self.time_steps(feeds, repeats)
+        _, waiting = self._start(feeds)
+        runs = sorted(self.gpu.time(waiting, 1) for _ in range(repeats))
+        start = time.perf_counter()
+        for _ in range(repeats):
+            self.gpu.encode(waiting).finish()
+        host = (time.perf_counter() - start) / repeats
+        labels = [step.label for step in self.plan.steps]
+        steps = tuple(zip(labels, seconds, strict=True))
+        return Profile(steps, runs[len(runs) // 2], host, len(waiting))
 
     def _play(self, program: Program, symbols: dict[str, int], waiting: list[Dispatch]) -> None:
         """Queue the program's dispatches on `waiting`; they are submitted when the host has to
