@@ -60,7 +60,7 @@ def test_manifest_that_is_none(open_page: OpenPage, site: Path, content: bytes) 
         (["inputs", 1, "dtype"], "string"),
         (["files", "weights-000.bin", "sha256"], "abc"),
         (["slots"], None),
-        (["steps", 1, "kernel"], 2),
+        (["webgpu", "steps", 1, "kernel"], 2),
         (["steps", 0], None),
         (["outputs", 0, "buffer"], 6),
         (["wasm", "params", 3], {"slot": 4}),
