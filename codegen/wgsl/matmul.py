@@ -33,7 +33,11 @@ def space(spec: Matmul, caps: WgslCaps) -> list[core.Knobs | FewBlocks]:
     p = product_of(spec)
     found: list[core.Knobs | FewBlocks] = list(product_space.space(p, caps))
     if prologue.prepares(spec):
-        found = [knobs for knobs in product_space.space(p, caps) if _has_room(knobs, caps)]
+        fitting = [knobs for knobs in product_space.space(p, caps) if _has_room(knobs, caps)]
+        if caps.emulated and isinstance(p.m, int) and p.m <= 8:
+            # A CPU switches threads at every barrier of the statistics.
+            fitting.sort(key=lambda knobs: core.rows_and_threads(knobs)[1])
+        found = [*fitting]
     if spec.blocks is None:
         return found
     few = blocks.few(p, caps)
