@@ -17,7 +17,14 @@ records_app = typer.Typer(
     name="records",
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Tuning records: what was measured of which kernel on which device.",
+    help="""Tuning records: what was measured of which kernel on which device.
+
+    \b
+    Examples:
+      pywebgpu records show records.json --json
+      pywebgpu records merge laptop.json phone.json -o all.json
+      pywebgpu records serve --origin https://example.org
+    """,
 )
 
 

@@ -406,8 +406,8 @@ def test_empty_and_single_batches(size: int) -> None:
 def test_all_unsupported_nodes_are_named_at_once() -> None:
     graph = helper.make_graph(
         [
-            helper.make_node("NonMaxSuppression", ["b", "s"], ["i"], name="first"),
-            helper.make_node("Unique", ["x"], ["u"], name="second"),
+            helper.make_node("NoSuchOperator", ["b", "s"], ["i"], name="first"),
+            helper.make_node("NorThisOne", ["x"], ["u"], name="second"),
         ],
         "test",
         [
