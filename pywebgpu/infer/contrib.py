@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..codegen.dims import Dim, floordiv
+from ..codegen.dims import Dim, dim_max, floordiv
 from ..graph import TensorType
 from .neural import infer_conv, infer_gemm, matmul_shape
 from .registry import Site, infers, like
@@ -91,10 +91,18 @@ def infer_multi_head_attention(site: Site) -> list[TensorType]:
 
 @infers("GroupQueryAttention", domain=MICROSOFT)
 def infer_group_query_attention(site: Site) -> list[TensorType]:
+    """q (b, s, heads * d), or q, k and v side by side in it. With a past (b, kv_heads, p, d) the
+    present has room for what is longer: the past, or `total_sequence_length` (input 6)."""
     q, heads, kv_heads = site.input(0), site.attr("num_heads"), site.attr("kv_num_heads")
     b, s, width = q.shape
     packed = not site.has(1)
     size = floordiv(width, heads + 2 * kv_heads if packed else heads)
-    past: Dim = site.shape(3)[2] if site.has(3) else 0
-    cache = like(q, (b, kv_heads, past + s, size))
+    length: Dim = s
+    if site.has(3):
+        past = site.shape(3)
+        site.same(past[0], b)
+        site.same(past[1], kv_heads)
+        site.same(past[3], size)
+        length = dim_max(past[2], site.sizes(6, "total_sequence_length")[0])
+    cache = like(q, (b, kv_heads, length, size))
     return [like(q, (b, s, size * heads)), cache, cache][: len(site.node.outputs)]

@@ -3,11 +3,10 @@
 1. MatMulNBits with constant weights: a sum with its bias; where no kernel has its form (2 bits,
    not f32), the weights are unpacked and it is a MatMul.
 2. RotaryEmbedding: ONNX's operator of that name, with its inputs in another order.
-3. MultiHeadAttention without a cache: the internal attention.
+3. MultiHeadAttention, GroupQueryAttention: see `contrib_attention`.
 4. EmbedLayerNormalization: its three lookups, sums and LayerNormalization.
-5. GroupQueryAttention without a cache: the internal attention, after rotation if it is asked for.
-6. FusedConv and FusedGemm: the product, what is added, the activation.
-7. TransposeMatMul: the older name of FusedMatMul.
+5. FusedConv and FusedGemm: the product, what is added, the activation.
+6. TransposeMatMul: the older name of FusedMatMul.
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from ..graph import INTERNAL, Graph, Node
+from ..graph import Graph, Node
 from ..infer.contrib import MICROSOFT
 from ..packing import bit_fields
+from .contrib_attention import group_query, multi_head
 from .edit import Editor
 
 Array = np.ndarray[Any, Any]
@@ -34,11 +34,11 @@ def rewrite_contrib(graph: Graph) -> bool:
         elif node.op == "RotaryEmbedding":
             _rotary(edit, node)
         elif node.op == "MultiHeadAttention":
-            _multi_head(edit, node)
+            multi_head(edit, node)
         elif node.op == "EmbedLayerNormalization":
             _embeddings(edit, node)
         elif node.op == "GroupQueryAttention":
-            _group_query(edit, node)
+            group_query(edit, node)
         elif node.op in ("FusedConv", "FusedGemm"):
             _with_activation(edit, node)
         elif node.op == "TransposeMatMul":
@@ -117,45 +117,6 @@ def _rotary(edit: Editor, node: Node) -> bool:
     return True
 
 
-def _multi_head(edit: Editor, node: Node) -> bool:
-    if len(node.outputs) > 1 or any(_given(node, i) for i in (3, 4, 6, 7, 8, 9)):
-        return False
-    if not (_given(node, 1) and _given(node, 2)):
-        return False
-    heads = node.attrs["num_heads"]
-    sides = []
-    for name in node.inputs[:3]:
-        shape = edit.shape(name)
-        if len(shape) == 4:
-            sides.append((name, "bhsd"))
-        elif len(shape) == 3 and isinstance(shape[2], int):
-            split = (*shape[:2], heads, shape[2] // heads)
-            sides.append((edit.reshape(name, split), "bshd"))
-        else:
-            return False
-    size = edit.shape(sides[0][0])[3]
-    if not isinstance(size, int):
-        return False
-    causal = bool(node.attrs.get("unidirectional", 0))
-    bias = _given(node, 5)
-    inner = edit.insert(
-        "Attention",
-        [*(name for name, _ in sides), *([bias] if bias else [])],
-        domain=INTERNAL,
-        stem=node.outputs[0],
-        q_axes=sides[0][1],
-        k_axes=sides[1][1],
-        v_axes=sides[2][1],
-        out_axes="bshd",
-        scale=float(node.attrs.get("scale", 0.0) or size**-0.5),
-        causal=causal,
-        zero_masked_rows=False,
-    )
-    whole = edit.sizes(edit.shape(node.outputs[0]))
-    edit.become(node, "Reshape", [inner, whole], allowzero=1)
-    return True
-
-
 def _embeddings(edit: Editor, node: Node) -> bool:
     ids, segments, words, positions, kinds, gamma, beta = node.inputs[:7]
     if len(node.outputs) > 1 and any(edit.uses(name) for name in node.outputs[1:] if name):
@@ -174,78 +135,6 @@ def _embeddings(edit: Editor, node: Node) -> bool:
     node.outputs = node.outputs[:1]
     epsilon = node.attrs.get("epsilon", 1e-12)
     edit.become(node, "LayerNormalization", [total, gamma, beta], axis=-1, epsilon=epsilon)
-    return True
-
-
-def _group_query(edit: Editor, node: Node) -> bool:
-    """Rows past a sequence's end (`seqlens_k`) are nobody's to read, and none before them sees
-    their keys, so the lengths need no mask."""
-    attrs = node.attrs
-    if any(_given(node, i) for i in (3, 4, 9, 10, 11)) or any(
-        edit.uses(name) for name in node.outputs[1:] if name
-    ):
-        return False
-    if attrs.get("softcap", 0.0) or attrs.get("smooth_softmax", 0):
-        return False
-    if attrs.get("local_window_size", -1) != -1:
-        return False
-    heads, kv_heads = attrs["num_heads"], attrs["kv_num_heads"]
-    q = node.inputs[0]
-    batch, length, width = edit.shape(q)
-    names = [q, _given(node, 1), _given(node, 2)]
-    counts = [heads, kv_heads, kv_heads]
-    if not names[1]:
-        if not isinstance(width, int):
-            return False
-        size = width // (heads + 2 * kv_heads)
-        first = 0
-        for i, count in enumerate(counts):
-            ends = [edit.sizes([x]) for x in (first * size, (first + count) * size, 2)]
-            names[i] = edit.insert("Slice", [q, *ends], stem=node.outputs[0])
-            first += count
-    elif isinstance(width, int):
-        size = width // heads
-    else:
-        return False
-    sides = [
-        edit.reshape(name, (batch, length, count, size))
-        for name, count in zip(names, counts, strict=True)
-    ]
-    if attrs.get("do_rotary", 0):
-        cos, sin = _given(node, 7), _given(node, 8)
-        if not cos or not sin or not isinstance(length, int):
-            return False
-        places = edit.graph.add_constant("places", np.arange(length, dtype=np.int64)[None])
-        where = edit.insert("Expand", [places, edit.sizes([batch, length])])
-        half = edit.shape(cos)[1]
-        if not isinstance(half, int):
-            return False
-        for i in (0, 1):
-            flat = edit.reshape(sides[i], (batch, length, counts[i] * size))
-            turned = edit.insert(
-                "RotaryEmbedding",
-                [flat, cos, sin, where],
-                stem=node.outputs[0],
-                num_heads=counts[i],
-                interleaved=attrs.get("rotary_interleaved", 0),
-                rotary_embedding_dim=0 if 2 * half == size else 2 * half,
-            )
-            sides[i] = edit.reshape(turned, (batch, length, counts[i], size))
-    inner = edit.insert(
-        "Attention",
-        sides,
-        domain=INTERNAL,
-        stem=node.outputs[0],
-        q_axes="bshd",
-        k_axes="bshd",
-        v_axes="bshd",
-        out_axes="bshd",
-        scale=float(attrs.get("scale", 0.0) or size**-0.5),
-        causal=True,
-        zero_masked_rows=False,
-    )
-    node.outputs = node.outputs[:1]
-    edit.become(node, "Reshape", [inner, edit.sizes((batch, length, heads * size))], allowzero=1)
     return True
 
 

@@ -102,10 +102,19 @@ class Editor:
                 self._done.append(node)
 
     def insert(
-        self, op: str, inputs: Sequence[str], domain: str = "", stem: str = "", **attrs: Any
+        self,
+        op: str,
+        inputs: Sequence[str],
+        domain: str = "",
+        stem: str = "",
+        into: str = "",
+        **attrs: Any,
     ) -> str:
-        """A new node before the current one; returns the name of its output."""
-        name = self.graph.fresh(stem or op.lower())
+        """A new node before the current one; returns the name of its output.
+
+        `into`: an output that the current node no longer has and this one makes instead.
+        """
+        name = into or self.graph.fresh(stem or op.lower())
         node = Node(op, list(inputs), [name], attrs, domain, name)
         infer_node(self.graph, node)
         for read in filter(None, inputs):
@@ -123,6 +132,16 @@ class Editor:
         self.graph.values[name] = tuple(dims)
         self.graph.types[name] = TensorType(DType.I64, (len(dims),))
         return name
+
+    def arange(self, length: Dim) -> str:
+        """I64 (length,): 0, 1, 2, ..."""
+        graph = self.graph
+        if isinstance(length, int):
+            return graph.add_constant("places", np.arange(length, dtype=np.int64))
+        name = graph.fresh("length")
+        graph.values[name], graph.types[name] = (length,), TensorType(DType.I64, ())
+        zero, one = (graph.add_constant("step", np.array(i, np.int64)) for i in (0, 1))
+        return self.insert("Range", [zero, name, one])
 
     def reshape(self, name: str, dims: Sequence[Dim]) -> str:
         """`name` with another shape; itself when it has it already."""
