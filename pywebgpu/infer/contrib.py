@@ -84,9 +84,12 @@ def infer_multi_head_attention(site: Site) -> list[TensorType]:
     else:
         width, length = q.shape[2], site.shape(1)[1]
     past: Dim = site.shape(6)[2] if site.has(6) else 0
-    cache = like(q, (q.shape[0], heads, past + length, floordiv(width, heads)))
     out = like(q, (q.shape[0], q.shape[1], width))
-    return [out, cache, cache][: len(site.node.outputs)]
+    size = q.shape[4] if len(q.shape) == 5 else floordiv(q.shape[2], heads)
+    keys, values = (
+        like(q, (q.shape[0], heads, past + length, d)) for d in (size, floordiv(width, heads))
+    )
+    return [out, keys, values][: len(site.node.outputs)]
 
 
 @infers("GroupQueryAttention", domain=MICROSOFT)

@@ -55,28 +55,107 @@ def _attend(
 
 
 def multi_head(edit: Editor, node: Node) -> bool:
-    if len(node.outputs) > 1 or any(_given(node, i) for i in (3, 4, 6, 7, 8, 9)):
+    """Refused: what only ONNX Runtime's decoding loops use (a past's length, beams)."""
+    if any(node.inputs[8:]) or bool(_given(node, 6)) != bool(_given(node, 7)):
         return False
-    if not (_given(node, 1) and _given(node, 2)):
+    if any(edit.uses(name) for name in node.outputs[3:] if name):
         return False
     heads = node.attrs["num_heads"]
-    sides = []
-    for name in node.inputs[:3]:
-        shape = edit.shape(name)
-        if len(shape) == 4:
-            sides.append((name, "bhsd"))
-        elif len(shape) == 3 and isinstance(shape[2], int):
-            split = (*shape[:2], heads, shape[2] // heads)
-            sides.append((edit.reshape(name, split), "bshd"))
-        else:
-            return False
-    size = edit.shape(sides[0][0])[3]
-    if not isinstance(size, int):
+    names = _unpacked(edit, node)
+    sides = _biased(edit, node, names, heads) if names else None
+    if sides is None:
         return False
-    scale = float(node.attrs.get("scale", 0.0) or size**-0.5)
+    batch, length, _ = edit.shape(node.outputs[0])
+    bias = _given(node, 5)
+    presents = [_output(node, 1), _output(node, 2)]
+    node.outputs = node.outputs[:1]
+    for i, present in enumerate(presents, 1):
+        past = _given(node, 5 + i)
+        if past or present:
+            name, axes = sides[i]
+            last = "" if past else present
+            if axes == "bshd":
+                name = edit.insert("Transpose", [name], stem=name, into=last, perm=[0, 2, 1, 3])
+            elif last:
+                name = edit.insert("Identity", [name], into=last)
+            if past:
+                name = edit.insert("Concat", [past, name], stem=past, into=present, axis=2)
+            sides[i] = (name, "bhsd")
+    size = edit.shape(sides[0][0])[3]
+    total = edit.shape(sides[1][0])[sides[1][1].index("s")]
+    if _given(node, 4):
+        mask = _padding(edit, node, batch, length, total)
+        bias = edit.insert("Add", [mask, bias], stem="bias") if bias else mask
+    scale = float(node.attrs.get("scale", 0.0) or int(str(size)) ** -0.5)
     causal = bool(node.attrs.get("unidirectional", 0))
-    _attend(edit, node, sides, _given(node, 5), scale, causal)
+    _attend(edit, node, sides, bias, scale, causal)
     return True
+
+
+def _unpacked(edit: Editor, node: Node) -> list[str] | None:
+    """q, k and v: separate inputs, or packed as (batch, position, head, 3 or 2, feature)."""
+    q, k, v = (_given(node, i) for i in range(3))
+    if q and k and v:
+        return [q, k, v]
+    packed, count = (k, 2) if k else (q, 3)
+    shape = edit.shape(packed)
+    if len(shape) != 5 or shape[3] != count:
+        return None
+    parts = []
+    for i in range(count):
+        place = edit.graph.add_constant("part", np.array(i, np.int64))
+        part = edit.insert("Gather", [packed, place], stem=packed, axis=3)
+        parts.append(edit.reshape(part, (*shape[:2], shape[2] * shape[4])))
+    return [q, *parts] if k else parts
+
+
+def _biased(edit: Editor, node: Node, names: list[str], heads: int) -> list[tuple[str, str]] | None:
+    """The sides with the projections' biases (input 3, one after another) and their axes."""
+    sides, first, biases = [], 0, _given(node, 3)
+    for name in names:
+        shape = edit.shape(name)
+        if len(shape) == 4:  # from a cache: its bias has been added already
+            sides.append((name, "bhsd"))
+            width = shape[1] * shape[3]
+        elif len(shape) == 3:
+            width = shape[2]
+            if biases and isinstance(width, int):
+                ends = [edit.sizes([x]) for x in (first, first + width, 0)]
+                bias = edit.insert("Slice", [biases, *ends], stem=biases)
+                name = edit.insert("Add", [name, bias], stem=name)
+            if isinstance(width, int):
+                split = (*shape[:2], heads, width // heads)
+                sides.append((edit.reshape(name, split), "bshd"))
+        else:
+            return None
+        if not isinstance(width, int):
+            return None
+        first += width
+    return sides
+
+
+def _padding(edit: Editor, node: Node, batch: Dim, length: Dim, total: Dim) -> str:
+    """What `key_padding_mask` (input 4) adds to the scores.
+
+    I32: 1 where a key counts, (batch, total) or (batch, length, total); or how many of each
+    row's keys count, (batch,), which may be followed by the rows' bounds, (3 batch + 2,).
+    """
+    mask = _given(node, 4)
+    shape = edit.shape(mask)
+    if len(shape) == 1:
+        if shape[0] != batch:
+            ends = [edit.sizes([x]) for x in (0, batch)]
+            mask = edit.insert("Slice", [mask, *ends], stem=mask)
+        keys = _places(edit, total, (1, 1, 1, total))
+        keep = edit.insert("Less", [keys, edit.reshape(mask, (batch, 1, 1, 1))])
+    else:
+        rows = length if len(shape) == 3 else 1
+        whole = edit.reshape(mask, (batch, 1, rows, total))
+        keep = edit.insert("Cast", [whole], stem=mask, to=DType.BOOL)
+    dtype = edit.type(node.outputs[0]).dtype.numpy
+    low = node.attrs.get("mask_filter_value", -10000.0)
+    zero, masked = (edit.graph.add_constant("masked", np.array(x, dtype)) for x in (0.0, low))
+    return edit.insert("Where", [keep, zero, masked], stem="mask")
 
 
 # GroupQueryAttention

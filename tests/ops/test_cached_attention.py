@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pywebgpu.compile import compile_model
 from pywebgpu.session import InferenceSession
 from tests.executors_seen import record_executor
-from tests.ops.agree import by_onnxruntime, feeds_of, model_of
+from tests.ops.agree import agree, by_onnxruntime, feeds_of, model_of
 from tests.plan_eval import play
 
 Array = np.ndarray[Any, Any]
@@ -108,3 +109,64 @@ def test_group_query_attention(data: st.DataObject) -> None:
             ]
             for got, want in pairs:
                 np.testing.assert_allclose(got, want, 1e-4, 1e-5, err_msg=how)
+
+
+@few
+@given(st.data())
+def test_multi_head_attention(data: st.DataObject) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    batch, length, past = (int(rng.integers(low, 5)) for low in (1, 1, 1))
+    keys = length if data.draw(st.booleans()) else int(rng.integers(1, 6))
+    kept, crossed = data.draw(st.sampled_from([(False, False), (True, False), (False, True)]))
+    if kept:
+        keys = length
+    total = keys + (past if kept else 0)
+    width = HEADS * SIZE
+    masks: dict[str, Array | None] = {
+        "none": None,
+        "keys": rng.integers(0, 2, (batch, total)).astype(np.int32),
+        "pairs": rng.integers(0, 2, (batch, length, total)).astype(np.int32),
+        "counts": rng.integers(1, total + 1, batch).astype(np.int32),
+    }
+    sides = [(batch, HEADS, keys, SIZE) if crossed else (batch, keys, width)] * 2
+    inputs: Inputs = {
+        "q": _floats(rng, batch, length, width),
+        "k": _floats(rng, *sides[0]),
+        "v": _floats(rng, *sides[1]),
+        "projections": _floats(rng, 3 * width) if data.draw(st.booleans()) else None,
+        "mask": masks[data.draw(st.sampled_from(list(masks)))],
+        "bias": _floats(rng, 1, HEADS, length, total) if data.draw(st.booleans()) else None,
+        "past_key": _floats(rng, batch, HEADS, past, SIZE) if kept else None,
+        "past_value": _floats(rng, batch, HEADS, past, SIZE) if kept else None,
+    }
+    names = ["y", "present_key", "present_value"] if not crossed else ["y"]
+    model = model_of(
+        "MultiHeadAttention",
+        inputs,
+        [(name, np.float32) for name in names],
+        domain=DOMAIN,
+        num_heads=HEADS,
+        mask_filter_value=-3.0,
+        unidirectional=int(keys == length and data.draw(st.booleans())),
+    )
+    feeds = feeds_of(model, inputs)
+    agree(model, feeds, by_onnxruntime(model, feeds))
+
+
+@pytest.mark.parametrize("packed", ["all", "keys and values"])
+def test_packed_multi_head_attention(packed: str) -> None:
+    """ONNX Runtime's CPU does not take these; the same apart is what it is compared with."""
+    rng = np.random.default_rng()
+    q, k, v = (_floats(rng, 2, 5, HEADS, SIZE) for _ in range(3))
+    apart: Inputs = {n: x.reshape(2, 5, -1) for n, x in (("q", q), ("k", k), ("v", v))}
+    together: Inputs = (
+        {"q": np.stack([q, k, v], 3)}
+        if packed == "all"
+        else {"q": apart["q"], "k": np.stack([k, v], 3)}
+    )
+    outputs = [("y", np.float32)]
+    name = "MultiHeadAttention"
+    reference = model_of(name, apart, outputs, domain=DOMAIN, num_heads=HEADS)
+    model = model_of(name, together, outputs, domain=DOMAIN, num_heads=HEADS)
+    expected = by_onnxruntime(reference, feeds_of(reference, apart))
+    agree(model, feeds_of(model, together), expected)
