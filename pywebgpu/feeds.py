@@ -28,11 +28,17 @@ _NUMPY_TYPES = {
     "float": "float32",
     "double": "float64",
     "float16": "float16",
-    "bfloat16": "float32",  # NumPy has none, and a session takes either
+    # NumPy has none of these, and a session takes what holds their numbers.
+    "bfloat16": "float32",
+    **dict.fromkeys(
+        ("float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz", "float4e2m1"), "float32"
+    ),
+    **{"int4": "int8", "int2": "int8", "uint4": "uint8", "uint2": "uint8"},
     "bool": "bool",
     **{name: name for name in ("int8", "int16", "int32", "int64")},
     **{name: name for name in ("uint8", "uint16", "uint32", "uint64")},
 }
+_BELOW = {"int4": 8, "uint4": 10, "int2": 2, "uint2": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,8 @@ class InputSpec:
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | str, ...]
+    below: int = 10
+    """Random integers without a meaning are less than this."""
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
@@ -54,6 +62,7 @@ def input_spec(name: str, type_name: str, shape: Sequence[Any]) -> InputSpec:
         name,
         np.dtype(_NUMPY_TYPES.get(inner, inner)),
         tuple(dim if isinstance(dim, int) else str(dim) for dim in shape),
+        _BELOW.get(inner, 10),
     )
 
 
@@ -193,7 +202,7 @@ def _random_array(
     elif "type" in lowered or "segment" in lowered:
         values = rng.integers(0, min(rows or 2, 2), shape)
     else:
-        values = rng.integers(0, rows or 10, shape)
+        values = rng.integers(0, rows or spec.below, shape)
     # Not ascontiguousarray, which gives scalars a dimension.
     return np.array(values, dtype=spec.dtype, order="C")
 

@@ -36,20 +36,64 @@ class DType(enum.Enum):
     U32 = "uint32"
     U16 = "uint16"
     U8 = "uint8"
+    I4 = "int4"
+    U4 = "uint4"
+    I2 = "int2"
+    U2 = "uint2"
+    F8E4M3FN = "float8e4m3fn"
+    F8E4M3FNUZ = "float8e4m3fnuz"
+    F8E5M2 = "float8e5m2"
+    F8E5M2FNUZ = "float8e5m2fnuz"
+    F4E2M1 = "float4e2m1"
     BOOL = "bool"
 
     @property
     def storage(self) -> Storage:
         """How a kernel's buffer holds it. F16 is widened unless the export asks for f16."""
-        return Storage.F32 if self in (DType.F32, DType.F16, DType.F64, DType.BF16) else Storage.I32
+        return Storage.F32 if "float" in self.value else Storage.I32
 
     @property
     def numpy(self) -> np.dtype[Any]:
-        return np.dtype("float32" if self is DType.BF16 else self.value)
+        """What holds its numbers: those that NumPy lacks are held in the next type that it has,
+        an element each."""
+        if self.ml_dtype is None:
+            return np.dtype(self.value)
+        return np.dtype("float32" if self.is_float else self.value.rstrip("24") + "8")
+
+    @property
+    def ml_dtype(self) -> str | None:
+        """The name in the package ml_dtypes of a type that NumPy lacks."""
+        return _ML_DTYPES.get(self)
 
     @property
     def is_float(self) -> bool:
         return self.storage is Storage.F32
+
+    @property
+    def bits(self) -> int:
+        """Width of an integer type."""
+        return int(self.value.lstrip("uint"))
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The least and the largest number of an integer type."""
+        if self.value.startswith("u"):
+            return 0, (1 << self.bits) - 1
+        return -(1 << self.bits - 1), (1 << self.bits - 1) - 1
+
+
+_ML_DTYPES = {
+    DType.BF16: "bfloat16",
+    DType.I4: "int4",
+    DType.U4: "uint4",
+    DType.I2: "int2",
+    DType.U2: "uint2",
+    DType.F8E4M3FN: "float8_e4m3fn",
+    DType.F8E4M3FNUZ: "float8_e4m3fnuz",
+    DType.F8E5M2: "float8_e5m2",
+    DType.F8E5M2FNUZ: "float8_e5m2fnuz",
+    DType.F4E2M1: "float4_e2m1fn",
+}
 
 
 Shape = tuple[Dim, ...]

@@ -155,7 +155,7 @@ def _fix(graph: Graph, fixed: Mapping[str, np.ndarray[Any, Any]], where: str) ->
             raise InputError("wrong shape", where=at, got=list(array.shape), expected=type_)
         with np.errstate(all="ignore"):
             value = array.astype(type_.dtype.numpy)
-        number = array.dtype.kind in "biuf" or array.dtype.name == "bfloat16"
+        number = array.dtype.kind in "biuf" or array.dtype.name == type_.dtype.ml_dtype
         if not number or not (type_.dtype.is_float or (value == array).all()):
             raise InputError(
                 "a value is not of the input's type",

@@ -29,15 +29,25 @@ ELEMENT_TYPES: dict[int, DType] = {
     TensorProto.UINT16: DType.U16,
     TensorProto.UINT8: DType.U8,
     TensorProto.BOOL: DType.BOOL,
-    # Four-bit integers are widened: what they feed (DequantizeLinear) sees the same numbers.
-    TensorProto.INT4: DType.I8,
-    TensorProto.UINT4: DType.U8,
+    TensorProto.INT4: DType.I4,
+    TensorProto.UINT4: DType.U4,
+    TensorProto.INT2: DType.I2,
+    TensorProto.UINT2: DType.U2,
+    TensorProto.FLOAT8E4M3FN: DType.F8E4M3FN,
+    TensorProto.FLOAT8E4M3FNUZ: DType.F8E4M3FNUZ,
+    TensorProto.FLOAT8E5M2: DType.F8E5M2,
+    TensorProto.FLOAT8E5M2FNUZ: DType.F8E5M2FNUZ,
+    TensorProto.FLOAT4E2M1: DType.F4E2M1,
 }
-ELEMENT_CODES: dict[DType, int] = {
-    dtype: code
-    for code, dtype in ELEMENT_TYPES.items()
-    if code not in (TensorProto.INT4, TensorProto.UINT4)
+ELEMENT_CODES: dict[DType, int] = {dtype: code for code, dtype in ELEMENT_TYPES.items()}
+_PACKED_BITS: dict[int, int] = {
+    TensorProto.INT4: 4,
+    TensorProto.UINT4: 4,
+    TensorProto.INT2: 2,
+    TensorProto.UINT2: 2,
+    TensorProto.FLOAT4E2M1: 4,
 }
+"""Types of which a tensor holds several elements in a byte."""
 DTYPE_ATTRIBUTES = {"to", "dtype", "output_dtype", "output_datatype"}
 """Attributes that hold an element type; a graph's nodes have a `DType` there."""
 
@@ -70,11 +80,11 @@ def array_of(tensor: TensorProto, where: str) -> tuple[DType, np.ndarray[Any, An
         # The number of elements is compared first, so that a tensor of a few bytes that claims
         # to have 2**60 elements allocates nothing.
         if tensor.HasField("raw_data"):
-            narrow = tensor.data_type in (TensorProto.INT4, TensorProto.UINT4)
-            bits = 4 if narrow else 8 * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            code = tensor.data_type
+            bits = _PACKED_BITS.get(code) or 8 * helper.tensor_dtype_to_np_dtype(code).itemsize
             if len(tensor.raw_data) != (count * bits + 7) // 8:
                 raise ValueError(f"{len(tensor.raw_data)} bytes for {count} elements")
-        elif count > 0 and count > 2 * sum(
+        elif count > 0 and count > (8 // _PACKED_BITS.get(tensor.data_type, 8)) * sum(
             len(getattr(tensor, f))
             for f in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
         ):

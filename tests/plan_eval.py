@@ -12,7 +12,7 @@ from pywebgpu.codegen.dims import evaluate as dim
 from pywebgpu.codegen.program import Branch, Program, Range, Read
 from pywebgpu.codegen.spec import Matmul, Storage
 from pywebgpu.compile import Compiled
-from pywebgpu.executors.base import check_feeds
+from pywebgpu.executors.base import check_feeds, user_dtype
 from pywebgpu.plan import Plan, SlotBuffer, Step, WeightBuffer
 from tests import reference
 
@@ -115,7 +115,7 @@ def _play(compiled: Compiled, plan: Plan, feeds: Mapping[str, Any]) -> dict[str,
         shape = [dim(d, symbols) for d in port.shape]
         count = int(np.prod(shape, dtype=np.int64))
         data = memory(port.buffer, port.storage)[:count].reshape(shape)
-        outputs[port.name] = data.astype(port.dtype.numpy)
+        outputs[port.name] = data.astype(user_dtype(port.dtype))
     return outputs
 
 

@@ -1,6 +1,8 @@
 // Types of pywebgpu.js, written by hand; tests/web/test_types.py holds them against the code.
 
-/** ONNX's names of element types. */
+/** ONNX's names of element types. Data of types that JavaScript lacks have an array element each:
+ * bfloat16 and the floats of 8 and 4 bits are Float32Array, int4 and int2 Int8Array, uint4 and uint2
+ * Uint8Array. Integers must be in the type's range; floats are computed with as they are given. */
 export type DataType =
   | "float32"
   | "float16"
@@ -14,6 +16,15 @@ export type DataType =
   | "uint32"
   | "uint16"
   | "uint8"
+  | "int4"
+  | "uint4"
+  | "int2"
+  | "uint2"
+  | "float8e4m3fn"
+  | "float8e4m3fnuz"
+  | "float8e5m2"
+  | "float8e5m2fnuz"
+  | "float4e2m1"
   | "bool";
 
 export type TypedArray =

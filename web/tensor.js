@@ -6,7 +6,8 @@ import { InputError } from "./errors.js";
 
 /**
  * @typedef {"float32" | "float16" | "float64" | "bfloat16" | "int64" | "int32" | "int16" | "int8"
- *   | "uint64" | "uint32" | "uint16" | "uint8" | "bool"} DataType
+ *   | "uint64" | "uint32" | "uint16" | "uint8" | "int4" | "uint4" | "int2" | "uint2" | "float8e4m3fn"
+ *   | "float8e4m3fnuz" | "float8e5m2" | "float8e5m2fnuz" | "float4e2m1" | "bool"} DataType
  */
 /** @typedef {"f32" | "i32" | "f16"} Storage */
 /** @typedef {Float32Array | Int32Array | Uint16Array} Packed what buffers are filled with */
@@ -35,8 +36,23 @@ const ARRAYS = {
   uint32: Uint32Array,
   uint16: Uint16Array,
   uint8: Uint8Array,
+  int4: Int8Array,
+  uint4: Uint8Array,
+  int2: Int8Array,
+  uint2: Uint8Array,
+  float8e4m3fn: Float32Array,
+  float8e4m3fnuz: Float32Array,
+  float8e5m2: Float32Array,
+  float8e5m2fnuz: Float32Array,
+  float4e2m1: Float32Array,
   bool: Uint8Array,
 };
+
+/**
+ * The numbers of integer types that are narrower than what their arrays hold.
+ * @type {Partial<Record<DataType, readonly [number, number]>>}
+ */
+const RANGES = { int4: [-8, 7], uint4: [0, 15], int2: [-2, 1], uint2: [0, 3] };
 
 /** @type {Partial<Record<DataType, any[]>>} */
 const ACCEPTED = {
@@ -178,15 +194,16 @@ function packIntegers(data, type, where) {
   if (data instanceof Int32Array) return data;
   if (type === "bool") return Int32Array.from(data, (v) => (v ? 1 : 0));
   const packed = new Int32Array(data.length);
+  const [low, high] = RANGES[type] ?? [-(2 ** 31), 2 ** 31 - 1];
   for (let i = 0; i < data.length; i++) {
     const value = Number(data[i]);
     packed[i] = value;
-    if (packed[i] !== value) {
-      throw new InputError("the value does not fit 32 bits", {
+    if (!(value >= low && value <= high)) {
+      throw new InputError(`the value does not fit ${RANGES[type] ? type : "32 bits"}`, {
         where: `${where}, element ${i}`,
         got: data[i],
-        expected: "-2147483648 to 2147483647",
-        remedy: "Kernels compute integers in 32 bits; use smaller values.",
+        expected: `${low} to ${high}`,
+        remedy: RANGES[type] ? undefined : "Kernels compute integers in 32 bits; use smaller values.",
       });
     }
   }

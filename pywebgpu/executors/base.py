@@ -103,15 +103,16 @@ def _names(names: Mapping[str, object]) -> str:
 
 
 def _as_array(port: Port, value: Any) -> Array:
-    """A feed as an array of the port's element type (bfloat16: as float32).
+    """A feed as an array of what holds the port's elements. For types that NumPy lacks
+    (`DType.ml_dtype`) it may come in either.
 
     Raises:
         InputError: it has another element type, or is no array.
     """
     if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
         array = np.asarray(value)
-        if port.dtype is DType.BF16 and array.dtype.name == "bfloat16":
-            return array.astype(np.float32)  # NumPy has no such type, but ml_dtypes does
+        if port.dtype.ml_dtype is not None and array.dtype.name == port.dtype.ml_dtype:
+            return array.astype(port.dtype.numpy)
         if array.dtype != port.dtype.numpy:
             raise InputError(
                 "wrong element type",
@@ -200,16 +201,17 @@ def to_storage(port: Port, array: Array) -> Array:
         InputError: a value does not fit what the buffer stores.
     """
     dtype = _STORAGE[port.storage]
-    if port.storage is Storage.I32 and array.dtype.itemsize >= 4 and array.dtype != dtype:
-        low, high = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+    packed = port.dtype.ml_dtype is not None
+    if port.storage is Storage.I32 and array.dtype != dtype and (packed or array.itemsize >= 4):
+        low, high = (port.dtype if packed else DType.I32).limits
         if array.size and (int(array.min()) < low or int(array.max()) > high):
             worst = int(array.max()) if int(array.max()) > high else int(array.min())
             raise InputError(
-                "a value does not fit 32 bits",
+                f"a value does not fit {port.dtype.value if packed else '32 bits'}",
                 where=f"input {port.name!r}",
                 got=worst,
                 expected=f"{low}..{high}",
-                remedy="Integers are computed in 32 bits",
+                remedy="" if packed else "Integers are computed in 32 bits",
             )
     given = np.ascontiguousarray(array)
     with np.errstate(over="ignore"):
@@ -244,22 +246,22 @@ def typed(port: Port, elements: Array, shape: tuple[int, ...]) -> Array:
     count = int(np.prod(shape, dtype=np.int64))
     flat: Array = elements.view(_STORAGE[port.storage])[:count].reshape(shape)
     # != and astype both make a new array.
-    result: Array = flat != 0 if port.dtype is DType.BOOL else flat.astype(_user_dtype(port.dtype))
+    result: Array = flat != 0 if port.dtype is DType.BOOL else flat.astype(user_dtype(port.dtype))
     return result
 
 
 @cache
-def _user_dtype(dtype: DType) -> np.dtype[Any]:
-    """What a caller gets. NumPy has no bfloat16: it comes from ml_dtypes, as it does in onnx; where
-    that is not installed the numbers come as float32."""
-    if dtype is DType.BF16:
-        try:
-            import ml_dtypes
-        except ImportError:
-            return np.dtype(np.float32)
-        found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return found
-    return dtype.numpy
+def user_dtype(dtype: DType) -> np.dtype[Any]:
+    """What a caller gets. Types that NumPy lacks come from ml_dtypes, as they do in onnx; where it
+    is not installed the numbers come as float32, int8 or uint8."""
+    if dtype.ml_dtype is None:
+        return dtype.numpy
+    try:
+        import ml_dtypes
+    except ImportError:
+        return dtype.numpy
+    found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, dtype.ml_dtype))
+    return found
 
 
 def port_bytes(port: Port, symbols: Mapping[str, int]) -> int:

@@ -32,9 +32,19 @@ FORMATS = {
     "uint32": "I",
     "uint16": "H",
     "uint8": "B",
+    "int4": "b",
+    "uint4": "B",
+    "int2": "b",
+    "uint2": "B",
+    "float8e4m3fn": "f",
+    "float8e4m3fnuz": "f",
+    "float8e5m2": "f",
+    "float8e5m2fnuz": "f",
+    "float4e2m1": "f",
     "bool": "?",
 }
-"""ONNX element type -> how `struct` and NumPy call it."""
+"""ONNX element type -> how `struct` and NumPy call it. Those that neither has have an element of
+the next type each."""
 
 
 _ONNX_NAMES = {"float32": "float", "float64": "double"}
@@ -113,7 +123,7 @@ def _flat(value: Any, dtype: str, where: str) -> tuple[memoryview[Any], tuple[in
         return value.data, value.shape
     if hasattr(value, "__array__") and hasattr(value, "dtype"):
         np = import_module("numpy")
-        _same(str(value.dtype), "float32" if dtype == "bfloat16" else dtype, where)
+        _same(str(value.dtype), _type_of(FORMATS[dtype]), where)
         value = np.ascontiguousarray(value)
         # Its bytes, since memoryview refuses to cast arrays with an empty dimension.
         return _cast(value.tobytes(), dtype), tuple(value.shape)
@@ -124,7 +134,7 @@ def _flat(value: Any, dtype: str, where: str) -> tuple[memoryview[Any], tuple[in
         return _pack(_flatten(value, len(shape)), dtype, where), shape
     found = _type_of(view.format)
     if (found, dtype) != ("uint16", "float16"):  # bits, as in JavaScript
-        _same(found, "float32" if dtype == "bfloat16" else dtype, where)
+        _same(found, _type_of(FORMATS[dtype]), where)
     return _cast(view.tobytes(), dtype), tuple(view.shape or ())
 
 

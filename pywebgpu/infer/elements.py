@@ -149,5 +149,5 @@ def cast(site: Site, to: DType) -> None:
             return a
         return flag(negate(symbolic.equal(a, 0)))
 
-    if to is not DType.BF16 and to is not DType.F16:
+    if to.ml_dtype is None and to is not DType.F16:  # these round, or wrap soon
         pointwise(site, cast_one)

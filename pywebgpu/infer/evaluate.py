@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
@@ -110,9 +111,8 @@ def _with_numpy(graph: Graph, node: Node, inputs: list[Array | None]) -> list[Ar
         return [_UNARY[node.op](arrays[0])]
     if node.op in _BINARY:
         return [_BINARY[node.op](arrays[0], arrays[1])]
-    if node.op == "Cast":
-        to: DType = node.attrs["to"]
-        return [arrays[0].astype(to.numpy)]
+    if node.op == "Cast" and (node.attrs["to"] is DType.BF16 or node.attrs["to"].ml_dtype is None):
+        return [arrays[0].astype(node.attrs["to"].numpy)]
     if node.op in _VIEWS:
         shape = [d for d in graph.types[node.outputs[0]].shape if isinstance(d, int)]
         if node.op == "Expand":
@@ -158,7 +158,17 @@ def _with_reference(graph: Graph, node: Node) -> list[Any]:
         [node_proto(node)],
         [helper.make_opsetid("", LATEST)],
     )
-    feeds = {name: graph.constants[name] for name in node.inputs if name}
+    feeds = {
+        name: _exact(graph.constants[name], graph.types[name].dtype) for name in node.inputs if name
+    }
     results = ReferenceEvaluator(function).run(outputs, feeds, attributes={})
     found = dict(zip(outputs, results, strict=True))
     return [found.get(name) for name in node.outputs]
+
+
+def _exact(array: Array, dtype: DType) -> Array:
+    """In its own type, as the evaluator decides by it."""
+    if dtype.ml_dtype is None or dtype is DType.BF16:
+        return array
+    made: Array = array.astype(getattr(ml_dtypes, dtype.ml_dtype))
+    return made

@@ -11,6 +11,7 @@ from ..codegen.scalar import Op, Scalar, Type
 from ..errors import UnsupportedError
 from ..graph import DType, Node
 from .engine import Lowering, convert
+from .grids import GRIDS, on_grid
 from .registry import LOWERINGS, lowers
 from .values import Coordinates, Value, scalar_type
 
@@ -86,20 +87,21 @@ def gelu_tanh(x: Scalar) -> Scalar:
 
 def narrow(x: Scalar, dtype: DType) -> Scalar:
     """Wraps to the width of an integer type of fewer than 32 bits."""
-    bits = {DType.I8: 8, DType.U8: 8, DType.I16: 16, DType.U16: 16}.get(dtype)
-    if bits is None:
+    if dtype.is_float or dtype is DType.BOOL or dtype.bits >= 32:
         return x
-    if dtype in (DType.U8, DType.U16):
-        return sc.binary(Op.BAND, x, (1 << bits) - 1)
-    shift = 32 - bits
+    if dtype.limits[0] == 0:
+        return sc.binary(Op.BAND, x, dtype.limits[1])
+    shift = 32 - dtype.bits
     return sc.binary(Op.SAR, sc.binary(Op.SHL, x, shift), shift)
 
 
-def cast(x: Scalar, source: DType, to: DType) -> Scalar:
-    """ONNX Cast: truncates, wraps; anything but 0 is true."""
+def cast(x: Scalar, source: DType, to: DType, saturate: bool = True) -> Scalar:
+    """ONNX Cast: truncates, wraps; anything but 0 is true. `saturate` matters to 8-bit floats."""
     if source is DType.U32 and to.is_float:
         signed = sc.unary(Op.TO_F32, x)
-        return sc.select(less(x, 0), signed + 4294967296.0, signed)
+        x = sc.select(less(x, 0), signed + 4294967296.0, signed)
+    if to in GRIDS and to is not source:
+        return on_grid(convert(x, Type.F32), to, saturate)
     return narrow(convert(x, scalar_type(to)), to)
 
 
@@ -332,7 +334,8 @@ def lower_identity(lw: Lowering, node: Node) -> list[Value]:
 def lower_cast(lw: Lowering, node: Node) -> Value:
     x = lw.input(node, 0)
     dtype, shape = lw.out(node)
-    return lw.pointwise(dtype, shape, lambda e: cast(e, x.dtype, dtype), x)
+    saturate = bool(node.attrs.get("saturate", 1))
+    return lw.pointwise(dtype, shape, lambda e: cast(e, x.dtype, dtype, saturate), x)
 
 
 @lowers("Clip")
@@ -412,7 +415,7 @@ def lower_bit_shift(lw: Lowering, node: Node) -> Value:
     dtype, shape = lw.out(node)
     left = node.attrs.get("direction") in ("LEFT", b"LEFT")
     signed = dtype in (DType.I8, DType.I16, DType.I32, DType.I64)
-    bits = 32 if dtype in (DType.I64, DType.U64) else dtype.numpy.itemsize * 8
+    bits = min(dtype.bits, 32)
 
     def shift(x: Scalar, y: Scalar) -> Scalar:
         """Shifting by the width or more (a negative amount counts as that) moves all bits out."""

@@ -17,6 +17,7 @@ from ..graph import DType, Node
 from .conv import convolve, irregular, window_of
 from .elementwise import POINTWISE, maximum, minimum
 from .engine import Lowering, convert
+from .grids import GRIDS, on_grid
 from .matmul import matmul, packed
 from .movement import replaced, reshaped
 from .registry import lowers
@@ -30,18 +31,13 @@ _PARTS = 4
 POINTWISE |= {"QuantizeLinear", "DequantizeLinear"}
 
 
-def limits(dtype: DType) -> tuple[int, int]:
-    info = np.iinfo(dtype.numpy)
-    return int(info.min), int(info.max)
-
-
 def _f32(x: Scalar) -> Scalar:
     return convert(x, Type.F32)
 
 
 def saturated(x: Scalar, zero: Scalar | None, dtype: DType) -> Scalar:
     """`x` rounded half to even, moved by the zero point, forced into the range of `dtype`."""
-    low, high = limits(dtype)
+    low, high = dtype.limits
     number = sc.unary(Op.ROUND, x)
     if zero is not None:
         number = number + _f32(zero)
@@ -85,11 +81,15 @@ def _settings(lw: Lowering, node: Node, x: Value) -> list[Value]:
 def lower_quantize(lw: Lowering, node: Node) -> Value:
     x = lw.input(node, 0)
     dtype, shape = lw.out(node)
-    if dtype not in (DType.U8, DType.I8, DType.U16, DType.I16):
+    saturate = bool(node.attrs.get("saturate", 1))
+    if dtype not in GRIDS and (dtype.is_float or dtype is DType.BOOL or dtype.bits > 16):
         raise UnsupportedError("quantises to an odd type", where=node.where(), got=dtype.value)
 
     def compute(e: Scalar, scale: Scalar, zero: Scalar | None = None) -> Scalar:
-        return saturated(_f32(e) / scale, zero, dtype)
+        number = _f32(e) / scale
+        if dtype not in GRIDS:
+            return saturated(number, zero, dtype)
+        return on_grid(number if zero is None else number + zero, dtype, saturate)
 
     return lw.pointwise(dtype, shape, compute, x, *_settings(lw, node, x))
 
@@ -110,7 +110,7 @@ def lower_dequantize(lw: Lowering, node: Node) -> Value:
 
 def _reach(x: Value, zero: Value | None) -> int:
     """The largest |x - zero| that the types allow."""
-    low, high = limits(x.dtype)
+    low, high = x.dtype.limits
     if zero is None:
         return max(-low, high)
     if zero.constant is None:

@@ -25,8 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
+from pywebgpu.graph import DType
 from tests.bench import peers
 from tests.conformance.cases import Case, collect, out_of_scope
 from tests.conformance.chromium import Answer, BrowserGone, Chromium, Job
@@ -57,6 +59,8 @@ TARGETS = {
     "ort-web-wasm": Target("ortWeb", "wasm"),
     "ort-web-webgpu": Target("ortWeb", "webgpu"),
 }
+
+_ONNX_NAMES = {dtype.ml_dtype: dtype.value for dtype in DType if dtype.ml_dtype}
 
 PEER = {"chromium-wasm": "ort-web-wasm", "chromium-webgpu": "ort-web-webgpu"}
 """With whom each of our executors is compared."""
@@ -197,22 +201,17 @@ def _write_model(case: Case, model: Any, out: Path, target: Target) -> list[dict
 
 def packed(name: str, value: Any) -> tuple[str, str, list[int], str]:
     array = np.asarray(value)
-    kind = array.dtype.name
-    if kind == "bfloat16":
-        array = array.astype(np.float32)  # as the page's runtime takes it
+    kind = _ONNX_NAMES.get(array.dtype.name, array.dtype.name)
+    array = array.astype(DType(kind).numpy)  # as the page's runtime takes what NumPy lacks
     data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
     return name, kind, list(array.shape), data
 
 
 def unpacked(tensor: Sequence[Any]) -> np.ndarray[Any, Any]:
     _, kind, dims, data = tensor
-    stored = np.dtype(np.float32 if kind == "bfloat16" else kind)
-    array = np.frombuffer(base64.b64decode(data), stored).reshape(dims)
-    if kind == "bfloat16":
-        import ml_dtypes
-
-        return array.astype(ml_dtypes.bfloat16)
-    return array
+    dtype = DType(kind)
+    array = np.frombuffer(base64.b64decode(data), dtype.numpy).reshape(dims)
+    return array if dtype.ml_dtype is None else array.astype(getattr(ml_dtypes, dtype.ml_dtype))
 
 
 def _judge(browser: Chromium, name: str, job: Job, target: Target) -> Verdict:

@@ -38,10 +38,10 @@ _OPERATORS = {
     "Bernoulli": "random: no expected values to compare with",
     "RandomUniformLike": "random: no expected values to compare with",
 }
-_NARROW = {
+_ELEMENT_TYPES = {
     value: f"element type {name.lower()}"
     for name, value in TensorProto.DataType.items()
-    if name.startswith(("FLOAT8", "FLOAT4", "FLOAT6", "INT4", "UINT4", "INT2", "UINT2", "COMPLEX"))
+    if name.startswith(("FLOAT8E8M0", "FLOAT6", "COMPLEX"))
 }
 
 
@@ -138,8 +138,8 @@ def out_of_scope(model: onnx.ModelProto) -> str | None:
         element = port.type.tensor_type.elem_type
         if element == TensorProto.STRING:
             return "works on strings"
-        if element in _NARROW:
-            return _NARROW[element]
+        if element in _ELEMENT_TYPES:
+            return _ELEMENT_TYPES[element]
     return None
 
 

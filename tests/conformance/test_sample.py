@@ -23,11 +23,13 @@ SAMPLE = (
     "test_argmax_negative_axis_keepdims_example",
     "test_attention_4d_gqa",
     "test_cast_FLOAT_to_FLOAT16",
+    "test_cast_FLOAT_to_FLOAT8E5M2",
     "test_conv_with_strides_padding",
     "test_gather_negative_indices",
     "test_layer_normalization_4d_axis2",
     "test_max_int8",
     "test_maxpool_2d_ceil",
+    "test_quantizelinear_int4",
     "test_reduce_sum_empty_set",
     "test_reshape_reordered_all_dims",  # its shape is an input
     "test_softmax_axis_1",

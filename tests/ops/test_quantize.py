@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,16 +14,20 @@ from tests.ops.agree import agree, by_definition, by_onnxruntime, feeds_of, mode
 
 Array = np.ndarray[Any, Any]
 SEEDS = st.integers(0, 2**32 - 1)
+_INTEGERS = [
+    np.uint8, np.int8, np.uint16, np.int16,
+    ml_dtypes.int4, ml_dtypes.uint4, ml_dtypes.int2, ml_dtypes.uint2,
+]  # fmt: skip
 few = settings(max_examples=4, deadline=None)
 
 
 def _some(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Array:
-    info = np.iinfo(dtype)
+    info = ml_dtypes.iinfo(dtype)
     return rng.integers(info.min, info.max + 1, shape).astype(dtype)
 
 
 @few
-@given(SEEDS, st.sampled_from([np.uint8, np.int8, np.uint16, np.int16]), st.sampled_from("tab"))
+@given(SEEDS, st.sampled_from(_INTEGERS), st.sampled_from("tab"))
 def test_there_and_back(seed: int, dtype: Any, how: str) -> None:
     """Per tensor, per axis and in blocks; powers of two, so that ties are met exactly."""
     rng = np.random.default_rng(seed)

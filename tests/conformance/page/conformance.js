@@ -12,7 +12,9 @@ const ARRAYS = /** @type {Record<string, any>} */ ({
   int16: Int16Array, uint16: Uint16Array, int32: Int32Array, uint32: Uint32Array,
   int64: BigInt64Array, uint64: BigUint64Array, bool: Uint8Array,
   float16: /** @type {any} */ (globalThis).Float16Array ?? Uint16Array,
-  bfloat16: Float32Array,
+  bfloat16: Float32Array, float8e4m3fn: Float32Array, float8e4m3fnuz: Float32Array,
+  float8e5m2: Float32Array, float8e5m2fnuz: Float32Array, float4e2m1: Float32Array,
+  int4: Int8Array, uint4: Uint8Array, int2: Int8Array, uint2: Uint8Array,
 });
 
 /** @param {Packed} packed */
@@ -77,15 +79,34 @@ async function ortWeb({ provider, runs }) {
     }
     try {
       const tensors = feeds.map(unpacked).map(({ name, type, data, dims }) =>
-        [name, new ort.Tensor(type, data, dims)]);
+        [name, new ort.Tensor(type, isNibble(type) ? nibbles(data) : data, dims)]);
       const outputs = await session.run(Object.fromEntries(tensors));
-      results.push(session.outputNames.map((/** @type {string} */ n) => packed(n, outputs[n])));
+      results.push(session.outputNames.map((/** @type {string} */ n) =>
+        packed(n, isNibble(outputs[n].type) ? spread(outputs[n]) : outputs[n])));
     } finally {
       await session.release();
     }
   }
   return { results, onCpu };
 }
+
+// ONNX Runtime Web has two elements of four bits in a byte, the first one in the low bits.
+const isNibble = (/** @type {string} */ type) => type === "int4" || type === "uint4";
+
+/** @param {Int8Array | Uint8Array} data */
+const nibbles = (data) =>
+  Uint8Array.from({ length: Math.ceil(data.length / 2) }, (_, i) =>
+    (data[2 * i] & 15) | ((data[2 * i + 1] ?? 0) & 15) << 4);
+
+/** @param {{type: string, dims: readonly number[], size: number, data: Uint8Array}} tensor */
+const spread = ({ type, dims, size, data }) => ({
+  type,
+  dims,
+  data: ARRAYS[type].from({ length: size }, (_, i) => {
+    const bits = data[i >> 1] >> 4 * (i & 1) & 15;
+    return type === "int4" && bits > 7 ? bits - 16 : bits;
+  }),
+});
 
 /** Before anything ran. @param {unknown} error */
 const refusal = (error) => Object.assign(new Error(String(error)), { refused: true });
