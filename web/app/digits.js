@@ -1,7 +1,8 @@
 // The digits page: a drawing pad, the network's answer as bars, samples from the test set.
 
 import { Tensor } from "../pywebgpu.js";
-import { Runner, element, make, newestOnly, pageData, setBar, showError } from "./common.js";
+import { element, make, newestOnly, pageData, setBar, showError } from "./dom.js";
+import { Runner } from "./runner.js";
 import { rasterise } from "./strokes.js";
 
 /** @typedef {import("./strokes.js").Point} Point */

@@ -1,7 +1,7 @@
 // The home page's list of what this device can do, each with the reason where it can not.
 
 import { relaxedSimd, simd, threadsMissing } from "../features.js";
-import { bytes, element } from "./common.js";
+import { bytes, element } from "./dom.js";
 import { canKeep, contents, forget, isKept, keep } from "./worker.js";
 
 /** @typedef {{yes: boolean, reason: string}} Finding */

@@ -1,7 +1,8 @@
 // The page for any model: its inputs and outputs, a run on random numbers, the time that takes.
 
 import { Tensor } from "../pywebgpu.js";
-import { Runner, element, make, median, milliseconds, showError } from "./common.js";
+import { element, make, median, milliseconds, showError } from "./dom.js";
+import { Runner } from "./runner.js";
 
 /** @typedef {{name: string, type: string, shape: (number | string)[]}} Port */
 

@@ -3,7 +3,8 @@
 // it wants its pixels: {"labels", "mean", "std", "logits", "samples"}.
 
 import { Tensor } from "../pywebgpu.js";
-import { Runner, element, make, newestOnly, pageData, setBar, showError } from "./common.js";
+import { element, make, newestOnly, pageData, setBar, showError } from "./dom.js";
+import { Runner } from "./runner.js";
 
 /**
  * @typedef {object} Labels

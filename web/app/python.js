@@ -1,7 +1,7 @@
 // The Python page: a program, run by Python in a worker, and what it prints.
 
 import { PythonRuntime } from "../py/client.js";
-import { element, milliseconds, showError } from "./common.js";
+import { element, milliseconds, showError } from "./dom.js";
 
 const code = element("code", HTMLTextAreaElement);
 const output = element("output", HTMLElement);

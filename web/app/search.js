@@ -2,7 +2,8 @@
 // ranked by the cosine between theirs and the query's.
 
 import { Tensor } from "../pywebgpu.js";
-import { Runner, element, make, milliseconds, pageData, setBar, showError } from "./common.js";
+import { element, make, milliseconds, pageData, setBar, showError } from "./dom.js";
+import { Runner } from "./runner.js";
 
 /** @typedef {{encode(text: string): {ids: number[]}}} Tokenizer */
 

@@ -2,11 +2,11 @@
 // shows what tuning makes of that.
 
 import { importRecords } from "../pywebgpu.js";
-import { element, make, milliseconds, showError } from "./common.js";
+import { element, make, milliseconds, showError } from "./dom.js";
 import { LatencyPlot } from "./latency-plot.js";
 import { drawRoofline } from "./roofline.js";
 
-/** @typedef {import("./common.js").Runner} Runner */
+/** @typedef {import("./runner.js").Runner} Runner */
 /** @typedef {import("../pywebgpu.js").Tuning} Tuning */
 /** @typedef {import("../pywebgpu.js").KernelRow} KernelRow */
 /** @typedef {import("../pywebgpu.js").TuneProgress} TuneProgress */
