@@ -112,21 +112,30 @@ def lower_layer_norm(lw: Lowering, node: Node) -> list[Value]:
         lw.materialise(x)
     results = [layer_norm(lw, x, axis, op, eps, lw.optional(node, 1), lw.optional(node, 2))]
     if any(wanted):
-        results += _statistics(lw, node, x, axis, eps, wanted)
+        results += _statistics(lw, x, axis, eps, wanted)
     return results
 
 
 def _statistics(
-    lw: Lowering, node: Node, x: Value, axis: int, eps: float, wanted: list[bool]
+    lw: Lowering,
+    x: Value,
+    axis: int,
+    eps: float,
+    wanted: list[bool],
+    centred: bool = True,
 ) -> list[Value]:
-    """Mean and 1 / standard deviation, for models that use these outputs."""
+    """Mean and 1 / standard deviation, for models that use these outputs. Not `centred`: 0 for
+    the mean and the deviation from it."""
     lead, row = x.shape[:axis], x.shape[axis:]
     count = product(row)
-    mean = lw.reduce(
-        DType.F32, lead, row, ReduceOp.SUM, lambda c, r: lw.read(x, (*c, *r)),
-        lambda total, c: over(total, count),
-    )  # fmt: skip
-    lw.materialise(mean)
+    if centred:
+        mean = lw.reduce(
+            DType.F32, lead, row, ReduceOp.SUM, lambda c, r: lw.read(x, (*c, *r)),
+            lambda total, c: over(total, count),
+        )  # fmt: skip
+        lw.materialise(mean)
+    else:
+        mean = lw.virtual(DType.F32, lead, lambda c: sc.const(0.0))
     shape = (*lead, *[1] * len(row))
 
     def element(c: Coordinates, r: Coordinates) -> Scalar:
@@ -142,11 +151,17 @@ def _statistics(
 
 
 @lowers("SimplifiedLayerNormalization")
-def lower_simplified(lw: Lowering, node: Node) -> Value:
+def lower_simplified(lw: Lowering, node: Node) -> list[Value]:
     x = lw.input(node, 0)
     axis = axis_of(node, x.rank, default=-1)
     eps = float(node.attrs.get("epsilon", 1e-5))
-    return layer_norm(lw, x, axis, RowOp.RMS, eps, lw.optional(node, 1), None)
+    wanted = [False, *(bool(name) for name in node.outputs[1:2])]
+    if any(wanted) and x.open is not None:
+        lw.materialise(x)
+    results = [layer_norm(lw, x, axis, RowOp.RMS, eps, lw.optional(node, 1), None)]
+    if any(wanted):
+        results += _statistics(lw, x, axis, eps, wanted, centred=False)
+    return results
 
 
 @lowers("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft")
@@ -162,7 +177,10 @@ def lower_skip_norm(lw: Lowering, node: Node) -> list[Value]:
     op = RowOp.RMS if simple else RowOp.LAYER
     shift = None if simple else lw.optional(node, 3)
     result = layer_norm(lw, total, x.rank - 1, op, eps, lw.optional(node, 2), shift)
+    wanted = [bool(name) for name in node.outputs[1:3]]
     extra = [lw.alias(total) for name in node.outputs[3:4] if name]
+    if any(wanted):
+        extra = [*_statistics(lw, total, x.rank - 1, eps, wanted, not simple), *extra]
     return [result, *extra]
 
 

@@ -2,7 +2,7 @@
 
 1. MatMulNBits with constant weights: a sum with its bias; where no kernel has its form (2 bits,
    not f32), the weights are unpacked and it is a MatMul.
-2. RotaryEmbedding: ONNX's operator of that name, with its inputs in another order.
+2. RotaryEmbedding: ONNX's operator of that name, its inputs in another order.
 3. MultiHeadAttention, GroupQueryAttention: see `contrib_attention`.
 4. EmbedLayerNormalization: its three lookups, sums and LayerNormalization.
 5. FusedConv and FusedGemm: the product, what is added, the activation.
@@ -101,8 +101,12 @@ def _rotary(edit: Editor, node: Node) -> bool:
     if node.attrs.get("scale", 1.0) != 1.0 or node.attrs.get("is_packed_batching", 0):
         return False
     shape = edit.shape(x)
-    if edit.shape(positions) != (shape[0], shape[-2]):
-        return False  # one offset for all rows
+    rows = (shape[0], shape[-2] if len(shape) == 4 else shape[1])
+    if len(edit.shape(positions)) == 1:  # the first position, of all rows
+        places = edit.insert("Add", [positions, edit.arange(rows[1])], stem=positions)
+        positions = edit.insert("Expand", [places, edit.sizes(rows)], stem=positions)
+    elif edit.shape(positions) != rows:
+        return False
     attrs = {
         "interleaved": node.attrs.get("interleaved", 0),
         "rotary_embedding_dim": node.attrs.get("rotary_embedding_dim", 0),
@@ -119,8 +123,10 @@ def _rotary(edit: Editor, node: Node) -> bool:
 
 def _embeddings(edit: Editor, node: Node) -> bool:
     ids, segments, words, positions, kinds, gamma, beta = node.inputs[:7]
-    if len(node.outputs) > 1 and any(edit.uses(name) for name in node.outputs[1:] if name):
-        return False
+    counts, sums = (node.outputs[i] if i < len(node.outputs) else "" for i in (1, 2))
+    node.outputs = node.outputs[:1]
+    if counts:
+        _mask_index(edit, node, ids, counts)
     total = edit.insert("Gather", [words, ids], stem=node.outputs[0], axis=0)
     where = _given(node, 8)
     if where:
@@ -132,10 +138,22 @@ def _embeddings(edit: Editor, node: Node) -> bool:
     if segments and kinds:
         kind = edit.insert("Gather", [kinds, segments], axis=0)
         total = edit.insert("Add", [total, kind], stem=node.outputs[0])
-    node.outputs = node.outputs[:1]
+    if sums:
+        total = edit.insert("Identity", [total], into=sums)
     epsilon = node.attrs.get("epsilon", 1e-12)
     edit.become(node, "LayerNormalization", [total, gamma, beta], axis=-1, epsilon=epsilon)
     return True
+
+
+def _mask_index(edit: Editor, node: Node, ids: str, into: str) -> None:
+    """How many tokens of each row count, I32 (batch,); 0 without a mask (input 7)."""
+    mask = _given(node, 7)
+    if mask:
+        axis = edit.graph.add_constant("axis", np.array([1], np.int64))
+        edit.insert("ReduceSum", [mask, axis], into=into, keepdims=0)
+    else:
+        zero = edit.graph.add_constant("zero", np.array(0, np.int32))
+        edit.insert("Expand", [zero, edit.sizes(edit.shape(ids)[:1])], into=into)
 
 
 _ACTIVATIONS: dict[str, tuple[str, ...]] = {

@@ -138,3 +138,68 @@ def test_bias_split_gelu(shape: tuple[int, ...]) -> None:
     left, right = np.split(inputs["x"] + inputs["bias"], 2, axis=-1)
     erf = np.vectorize(math.erf)(right / math.sqrt(2))
     agree(model, feeds_of(model, inputs), [(left * right * (1 + erf) / 2).astype(np.float32)])
+
+
+@pytest.mark.parametrize("op", ["SkipLayerNormalization", "SkipSimplifiedLayerNormalization"])
+@pytest.mark.parametrize(
+    "names",
+    [["y", "mean", "deviation", "sum"], ["y", "", "", "sum"], ["y", "", "deviation"], ["y"]],
+)
+def test_skip_normalization(op: str, names: list[str]) -> None:
+    rng = np.random.default_rng()
+    inputs: Inputs = {
+        "x": _floats(rng, 2, 3, 16),
+        "skip": _floats(rng, 2, 3, 16),
+        "gamma": _floats(rng, 16),
+    }
+    outputs = [(name, np.float32) for name in names]
+    model = model_of(op, inputs, outputs, domain=DOMAIN, epsilon=0.01)
+    feeds = feeds_of(model, inputs)
+    agree(model, feeds, by_onnxruntime(model, feeds))
+
+
+@pytest.mark.parametrize("names", [["y"], ["y", "deviation"]])
+def test_simplified_layer_normalization(names: list[str]) -> None:
+    rng = np.random.default_rng()
+    inputs: Inputs = {"x": _floats(rng, 2, 3, 16), "gamma": _floats(rng, 16)}
+    outputs = [(name, np.float32) for name in names]
+    model = model_of("SimplifiedLayerNormalization", inputs, outputs, epsilon=0.01)
+    feeds = feeds_of(model, inputs)
+    agree(model, feeds, by_onnxruntime(model, feeds))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_embeddings_with_all_outputs(masked: bool) -> None:
+    rng = np.random.default_rng()
+    inputs: Inputs = {
+        "ids": rng.integers(0, 9, (2, 4)).astype(np.int32),
+        "kinds": rng.integers(0, 2, (2, 4)).astype(np.int32),
+        "words": _floats(rng, 9, 16),
+        "positions": _floats(rng, 6, 16),
+        "segments": _floats(rng, 2, 16),
+        "gamma": _floats(rng, 16),
+        "beta": _floats(rng, 16),
+        "mask": rng.integers(0, 2, (2, 4)).astype(np.int32) if masked else None,
+    }
+    outputs = [("y", np.float32), ("counts", np.int32), ("sum", np.float32)]
+    model = model_of("EmbedLayerNormalization", inputs, outputs, domain=DOMAIN)
+    feeds = feeds_of(model, inputs)
+    agree(model, feeds, by_onnxruntime(model, feeds))
+
+
+@pytest.mark.parametrize("rank", [3, 4])
+@pytest.mark.parametrize("first", [False, True])
+def test_rotary_embedding(rank: int, first: bool) -> None:
+    """Positions of every token, or of the first."""
+    rng = np.random.default_rng()
+    places = np.array([2]) if first else rng.integers(0, 16, (2, 5))
+    inputs: Inputs = {
+        "x": _floats(rng, 2, 5, 48) if rank == 3 else _floats(rng, 2, 3, 5, 16),
+        "places": places.astype(np.int64),
+        "cos": _floats(rng, 16, 8),
+        "sin": _floats(rng, 16, 8),
+    }
+    outputs = [("y", np.float32)]
+    model = model_of("RotaryEmbedding", inputs, outputs, domain=DOMAIN)
+    feeds = feeds_of(model, inputs)
+    agree(model, feeds, by_onnxruntime(model, feeds))
