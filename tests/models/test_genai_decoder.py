@@ -1,135 +1,16 @@
-"""A small Llama as ONNX Runtime GenAI exports it, int4 weights and all, token by token.
+"""A small Llama of ONNX Runtime GenAI's form, token by token, with caches of its own.
 
-ONNX Runtime runs the same steps with caches of its own. Texts of unequal length lie side by side,
-padded on the right; one compiled model serves the prompt and every step after it.
+One compiled model serves the prompt and every step after it.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from pywebgpu.session import InferenceSession
 from tests.executors_seen import record_executor
-
-Array = np.ndarray[Any, Any]
-DOMAIN = "com.microsoft"
-WORDS, WIDTH, HEADS, KV_HEADS, SIZE, INNER, LAYERS, BLOCK = 96, 64, 4, 2, 16, 96, 2, 32
-ROOM = 16
-"""Positions in a shared cache."""
-STEPS = 4
-
-
-class _Decoder:
-    """Builds the graph; names as the exporter has them where they matter."""
-
-    def __init__(self, seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-
-    def constant(self, name: str, array: Array) -> str:
-        self.constants.append(numpy_helper.from_array(array, name))
-        return name
-
-    def node(self, op: str, inputs: list[str], outputs: list[str], **attrs: Any) -> str:
-        own = {"MatMulNBits", "GroupQueryAttention", "SkipSimplifiedLayerNormalization"}
-        domain = DOMAIN if op in own else ""
-        self.nodes.append(helper.make_node(op, inputs, outputs, outputs[0], domain=domain, **attrs))
-        return outputs[0]
-
-    def product(self, x: str, name: str, k: int, n: int) -> str:
-        blocks = k // BLOCK
-        codes = self.rng.integers(0, 256, (n, blocks, BLOCK // 2), np.uint8)
-        scales = self.rng.uniform(0.01, 0.04, (n, blocks)).astype(np.float32)
-        weights = [self.constant(f"{name}.codes", codes), self.constant(f"{name}.scales", scales)]
-        return self.node("MatMulNBits", [x, *weights], [name], K=k, N=n, bits=4, block_size=BLOCK)
-
-    def weight(self, name: str) -> str:
-        return self.constant(name, self.rng.uniform(0.5, 1.5, WIDTH).astype(np.float32))
-
-    def skip(self, x: str, skip: str, name: str) -> tuple[str, str]:
-        """The normalised sum, and the sum."""
-        outputs = [f"{name}.y", "", "", f"{name}.sum"]
-        inputs = [x, skip, self.weight(f"{name}.weight")]
-        self.node("SkipSimplifiedLayerNormalization", inputs, outputs, epsilon=1e-5)
-        return outputs[0], outputs[3]
-
-    def attention(self, x: str, layer: int) -> str:
-        packed = self.product(x, f"{layer}.qkv", WIDTH, (HEADS + 2 * KV_HEADS) * SIZE)
-        past = [f"past_key_values.{layer}.{side}" for side in ("key", "value")]
-        present = [f"present.{layer}.{side}" for side in ("key", "value")]
-        mixed = self.node(
-            "GroupQueryAttention",
-            [packed, "", "", *past, "seqlens_k", "total", "cos_cache", "sin_cache"],
-            [f"{layer}.attention", *present],
-            num_heads=HEADS,
-            kv_num_heads=KV_HEADS,
-            do_rotary=1,
-        )
-        return self.product(mixed, f"{layer}.o", HEADS * SIZE, WIDTH)
-
-    def mlp(self, x: str, layer: int) -> str:
-        gate = self.product(x, f"{layer}.gate", WIDTH, INNER)
-        up = self.product(x, f"{layer}.up", WIDTH, INNER)
-        turned = self.node("Sigmoid", [gate], [f"{layer}.sigmoid"])
-        silu = self.node("Mul", [gate, turned], [f"{layer}.silu"])
-        both = self.node("Mul", [silu, up], [f"{layer}.both"])
-        return self.product(both, f"{layer}.down", INNER, WIDTH)
-
-    def model(self) -> onnx.ModelProto:
-        turn = np.outer(np.arange(ROOM), 10.0 ** -np.linspace(0, 2, SIZE // 2))
-        self.constant("cos_cache", np.cos(turn).astype(np.float32))
-        self.constant("sin_cache", np.sin(turn).astype(np.float32))
-        one = self.constant("one", np.array([1], np.int64))
-        at = self.constant("at", np.array(1, np.int64))
-        self.node("ReduceSum", ["attention_mask", one], ["lengths"])
-        self.node("Sub", ["lengths", one], ["lasts"])
-        self.node("Cast", ["lasts"], ["seqlens_k"], to=TensorProto.INT32)
-        self.node("Shape", ["attention_mask"], ["sizes"])
-        self.node("Gather", ["sizes", at], ["size"], axis=0)
-        self.node("Cast", ["size"], ["total"], to=TensorProto.INT32)
-        words = self.rng.normal(size=(WORDS, WIDTH)).astype(np.float32)
-        total = self.node("Gather", [self.constant("words", words), "input_ids"], ["embedded"])
-        x = self.node(
-            "SimplifiedLayerNormalization",
-            [total, self.weight("first")],
-            ["normalised"],
-            epsilon=1e-5,
-        )
-        for layer in range(LAYERS):
-            x, total = self.skip(total, self.attention(x, layer), f"{layer}.middle")
-            x, total = self.skip(total, self.mlp(x, layer), f"{layer}.end")
-        logits = self.product(x, "logits", WIDTH, WORDS)
-        info = helper.make_tensor_value_info
-        whole, real = TensorProto.INT64, TensorProto.FLOAT
-        caches = [(i, side) for i in range(LAYERS) for side in ("key", "value")]
-
-        def cache(name: str, length: str) -> list[onnx.ValueInfoProto]:
-            shape = ["batch_size", KV_HEADS, length, SIZE]
-            return [info(f"{name}.{i}.{side}", real, shape) for i, side in caches]
-
-        graph = helper.make_graph(
-            self.nodes,
-            "decoder",
-            [
-                info("input_ids", whole, ["batch_size", "sequence_length"]),
-                info("attention_mask", whole, ["batch_size", "total_sequence_length"]),
-                *cache("past_key_values", "past_sequence_length"),
-            ],
-            [
-                info(logits, real, ["batch_size", "sequence_length", WORDS]),
-                *cache("present", "present_sequence_length"),
-            ],
-            self.constants,
-        )
-        opsets = [helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, 1)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+from tests.models.genai_decoder import Array, Decoder, steps
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["growing", "shared"])
@@ -139,28 +20,18 @@ class _Decoder:
 )
 def test_every_step(provider: str, executor: str, shared: bool) -> None:
     rng = np.random.default_rng()
-    content = _Decoder(int(rng.integers(1 << 30))).model().SerializeToString()
-    reference = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    lengths = np.array([5, 3, 1])
-    names = [port.name for port in reference.get_inputs()[2:]]
-    empty = np.zeros((3, KV_HEADS, ROOM if shared else 0, SIZE), np.float32)
-    caches = [dict.fromkeys(names, empty), dict.fromkeys(names, empty)]
-    tokens = rng.integers(0, WORDS, (3, 5))
+    content = Decoder(int(rng.integers(1 << 30))).model().SerializeToString()
+    kept: dict[str, Array] = {}
     with InferenceSession(content, [provider]) as session:
-        for _ in range(1 + STEPS):
-            mask = np.arange(lengths.max())[None] < lengths[:, None]
-            feeds = {"input_ids": tokens, "attention_mask": mask.astype(np.int64)}
-            want = reference.run(None, feeds | caches[0])
-            got = session.run(None, feeds | caches[1])
-            caches = [dict(zip(names, found[1:], strict=True)) for found in (want, got)]
-            count = tokens.shape[1]
+        names = [port.name for port in session.get_inputs()[2:]]
+        for feeds, want, lengths in steps(content, shared, 5, rng):
+            got = session.run(None, feeds | kept)
+            kept = dict(zip(names, got[1:], strict=True))
+            assert [x.shape for x in got] == [x.shape for x in want]
             for row, length in enumerate(lengths):
-                valid = min(count, length)
+                valid = min(feeds["input_ids"].shape[1], length)
                 np.testing.assert_allclose(got[0][row, :valid], want[0][row, :valid], 1e-3, 1e-3)
-                for name in names:
-                    ours, theirs = (cache[name][row, :, :length] for cache in caches[::-1])
-                    np.testing.assert_allclose(ours, theirs, 1e-3, 1e-4)
-            rows = want[0][np.arange(3), np.minimum(count, lengths) - 1]
-            tokens = rows.argmax(-1)[:, None]
-            lengths = lengths + 1
+                for ours, theirs in zip(got[1:], want[1:], strict=True):
+                    pair = (x[row, :, :length] for x in (ours, theirs))
+                    np.testing.assert_allclose(*pair, 1e-3, 1e-4)
     record_executor(executor)

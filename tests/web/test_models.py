@@ -19,6 +19,7 @@ from pywebgpu.session import InferenceSession
 from pywebgpu.vendored import PYODIDE, package_folder
 from tests.executors_seen import record_executor
 from tests.models import zoo
+from tests.models.genai_decoder import Decoder, steps
 from tests.web import conftest, regenerate
 from tests.web.conftest import run
 
@@ -95,6 +96,44 @@ def test_answers_as_onnxruntime(page: Page, model: str, provider: str) -> None:
             assert got.shape == array.shape, name
             scale = max(float(np.abs(array).max()), 1e-30)
             assert np.abs(got - array).max() / scale <= TOLERANCE, name
+    record_executor(f"chromium-{provider}")
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["growing", "shared"])
+@pytest.mark.parametrize("provider", ["wasm", "webgpu"])
+def test_a_decoder_with_caches(page: Page, folder: Path, provider: str, shared: bool) -> None:
+    """The prompt and two steps; the first past of a growing cache has no elements."""
+    content = Decoder(11).model().SerializeToString()
+    model = folder / "decoder.onnx"
+    if not model.exists():
+        model.write_bytes(content)
+        export(model, folder / "decoder")
+    cases = list(steps(content, shared, 3, np.random.default_rng()))
+    answers = run(
+        page,
+        """const session = await t.create(arg[0], {}, "decoder");
+        const answers = [];
+        for (const feeds of arg[1]) {
+          const tensors = feeds.map(([n, type, data, dims]) =>
+            [n, new t.Tensor(type, type === "int64" ? data.map(BigInt) : data, dims)]);
+          const { logits } = await session.run(Object.fromEntries(tensors));
+          answers.push([...logits.data]);
+        }
+        session.release();
+        return answers;""",
+        [
+            provider,
+            [
+                [[n, str(x.dtype), x.ravel().tolist(), list(x.shape)] for n, x in feeds.items()]
+                for feeds, _, _ in cases
+            ],
+        ],
+    )
+    for (feeds, want, lengths), answer in zip(cases, answers, strict=True):
+        got = np.array(answer).reshape(want[0].shape)
+        for row, length in enumerate(lengths):
+            valid = min(feeds["input_ids"].shape[1], length)
+            np.testing.assert_allclose(got[row, :valid], want[0][row, :valid], 1e-3, 1e-3)
     record_executor(f"chromium-{provider}")
 
 
