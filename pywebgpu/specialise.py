@@ -56,6 +56,7 @@ _SETTINGS: dict[str, tuple[int, ...]] = {
     "Trilu": (1,),
     "Unsqueeze": (1,),
     "Upsample": (1,),
+    "com.microsoft.GroupQueryAttention": (6,),
     **{
         f"Reduce{kind}": (1,)
         for kind in (
@@ -99,7 +100,7 @@ def settings_from_inputs(graph: Graph, nodes: Iterable[Node]) -> list[str]:
     producers = graph.producers()
     found: set[str] = set()
     for node in nodes:
-        indices = _SETTINGS.get(node.op, ()) if not node.domain else ()
+        indices = _SETTINGS.get(f"{node.domain}.{node.op}".lstrip("."), ())
         settings = [node.inputs[i] for i in indices if i < len(node.inputs) and node.inputs[i]]
         origins = [_origins(graph, producers, name) for name in settings]
         found.update(*(o for o in origins if None not in origins and o is not None))

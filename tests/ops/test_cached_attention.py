@@ -111,6 +111,35 @@ def test_group_query_attention(data: st.DataObject) -> None:
                 np.testing.assert_allclose(got, want, 1e-4, 1e-5, err_msg=how)
 
 
+def test_the_total_as_an_input() -> None:
+    """How long the present is cannot be told then: compiled for each total that is fed."""
+    rng = np.random.default_rng()
+    inputs: Inputs = {
+        "q": _floats(rng, 1, 1, HEADS * SIZE),
+        "k": _floats(rng, 1, 1, SIZE),
+        "v": _floats(rng, 1, 1, SIZE),
+        "past_key": _floats(rng, 1, 1, 5, SIZE),
+        "past_value": _floats(rng, 1, 1, 5, SIZE),
+        "seqlens_k": np.array([5], np.int32),
+        "total": np.array(6, np.int32),
+    }
+    outputs = [(name, np.float32) for name in ("y", "present_key", "present_value")]
+    attrs = {"num_heads": HEADS, "kv_num_heads": 1}
+    model = model_of("GroupQueryAttention", inputs, outputs, domain=DOMAIN, **attrs)
+    with InferenceSession(model.SerializeToString(), ["wasm"]) as session:
+        for total in (6, 4):
+            feeds = feeds_of(model, inputs)
+            feeds["total"] = np.array(total, np.int32)
+            feeds["seqlens_k"] = np.array([total - 1], np.int32)
+            for got, want in zip(
+                session.run(None, feeds), by_onnxruntime(model, feeds), strict=True
+            ):
+                assert got.shape == want.shape
+                rows = slice(None) if want.ndim == 3 else (..., slice(total), slice(None))
+                np.testing.assert_allclose(got[rows], want[rows], 1e-4, 1e-5)
+        assert session.specialised == ("total",)
+
+
 @few
 @given(st.data())
 def test_multi_head_attention(data: st.DataObject) -> None:
