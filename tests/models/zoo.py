@@ -72,13 +72,17 @@ def path_of(name: str) -> Path:
     return build_once(MODELS[name])
 
 
-def build_once(model: ZooModel) -> Path:
-    """The ONNX file of `model`, built now when the cache lacks it."""
+def build_once(model: ZooModel, *, answers: bool = False) -> Path:
+    """The ONNX file of `model`, built now when the cache lacks it.
+
+    answers: its recipe also keeps what PyTorch says, beside it as `.npz`.
+    """
     name = model.name
     folder = cache_folder()
     path = folder / f"{name}.onnx"
     stamp = folder / f"{name}.recipe"
-    if path.exists() and stamp.exists() and stamp.read_text() == str(RECIPE):
+    complete = path.exists() and (path.with_suffix(".npz").exists() or not answers)
+    if complete and stamp.exists() and stamp.read_text() == str(RECIPE):
         return path
     missing = model.missing()
     if missing:
@@ -90,9 +94,9 @@ def build_once(model: ZooModel) -> Path:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model.build(temporary)
-        answers = temporary.with_suffix(".npz")  # what PyTorch says, where the recipe keeps it
-        if answers.exists():
-            answers.replace(path.with_suffix(".npz"))
+        said = temporary.with_suffix(".npz")
+        if said.exists():
+            said.replace(path.with_suffix(".npz"))
         temporary.replace(path)
         stamp.write_text(str(RECIPE))
     finally:
