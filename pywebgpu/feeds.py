@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
+from .graph import DType
 
 Array = np.ndarray[Any, Any]
 
@@ -273,8 +274,11 @@ def load_feed(option: str) -> tuple[str, Array]:
 
 
 def save_arrays(file: Path, arrays: Mapping[str, Array]) -> None:
-    """All arrays in one .npz file, which appears only when it is complete."""
+    """All arrays in one .npz file, which appears only when it is complete. Those of types that
+    NumPy lacks are saved as what holds their numbers: it could not read them back."""
+    held = {dtype.ml_dtype: dtype.numpy for dtype in DType if dtype.ml_dtype is not None}
+    plain = {k: a.astype(held.get(a.dtype.name, a.dtype), copy=False) for k, a in arrays.items()}
     partial = file.with_name(file.name + ".part")
     with partial.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **arrays)
+        np.savez(stream, allow_pickle=False, **plain)
     partial.replace(file)

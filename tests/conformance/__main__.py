@@ -52,6 +52,7 @@ def main() -> None:
         default=[],
         help="an earlier run's --json, for what is not run now",
     )
+    parser.add_argument("--note", default="", help="a paragraph for the page: what was left out")
     parser.add_argument("--only-earlier", action="store_true", help="run nothing")
     parser.add_argument(
         "--retry",
@@ -78,7 +79,7 @@ def main() -> None:
     if earlier:
         report = merge([*earlier, report])
     if args.write:
-        args.write.write_text(page(report))
+        args.write.write_text(page(report, args.note))
     if args.json:
         json.dump(report, sys.stdout, indent=1)
         return

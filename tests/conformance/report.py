@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -50,12 +51,14 @@ def merge(reports: Iterable[Report]) -> Report:
     return {"executors": {name: dict(c) for name, c in executors.items()}, "cases": cases}
 
 
-def page(report: Report) -> str:
-    """The report in Markdown."""
+def page(report: Report, note: str = "") -> str:
+    """The report in Markdown. `note` says what a reader should know of how it came about."""
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     executors = list(report["executors"])
     head = _HEAD.format(version=onnx.__version__, date=today, ort=PACKAGES["onnxruntime-web"])
     parts = [head, _totals(report), _against_peers(report)]
+    if note:
+        parts.append(textwrap.fill(note, 100) + "\n")
     by_group: dict[str, list[str]] = defaultdict(list)
     for name in report["cases"]:
         by_group[_group(collect()[name])].append(name)
@@ -161,6 +164,8 @@ def _scope(report: Report) -> str:
     for verdicts in report["cases"].values():
         outside = [v["reason"] for v in verdicts.values() if v["verdict"] == "out_of_scope"]
         reasons.update(outside[:1])
-    lines = ["| reason | cases |", "|---|--:|"]
+    total, every = reasons.total(), len(report["cases"])
+    lines = [f"{total} of {every} cases ({100 * total / every:.1f}%).", ""]
+    lines += ["| reason | cases |", "|---|--:|"]
     lines += [f"| {reason} | {count} |" for reason, count in reasons.most_common()]
     return "\n".join(lines) + "\n"

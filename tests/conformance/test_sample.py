@@ -139,7 +139,9 @@ def test_the_page_sets_ours_beside_the_peer() -> None:
         ]
     )
     assert both["executors"][ours]["passed"] == 2
-    text = page(both)
+    text = page(both, note="Light models are left out.")
+    assert "\nLight models are left out.\n" in text
+    assert "0 of 2 cases (0.0%)" in text
     assert "1 (of which 1 partly on the CPU)" in text
     assert "1 pass with ours only, 0 with theirs only" in text
     assert "0 without the CPU's help" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from pywebgpu.compare import compare_output
 from pywebgpu.errors import InputError
+from pywebgpu.feeds import save_arrays
 from pywebgpu.session import InferenceSession
 from tests.executors_seen import record_executor
 from tests.ops.agree import by_definition
@@ -137,3 +140,15 @@ def test_feeds_come_in_either_form_and_must_fit(name: str) -> None:
         with pytest.raises(InputError, match=f"does not fit {name.lower()}") as caught:
             session.run(None, {"x": np.array([0, ends[1] + 1], held)})
         assert caught.value.expected == f"{ends[0]}..{ends[1]}"
+
+
+@pytest.mark.parametrize("name", [*FLOATS, *INTEGERS])
+def test_outputs_can_be_saved_and_compared(name: str, tmp_path: Path) -> None:
+    values = np.array([0, 1, 0]).astype((FLOATS | INTEGERS)[name])
+    save_arrays(tmp_path / "y.npz", {"y": values})
+    with np.load(tmp_path / "y.npz") as back:
+        np.testing.assert_array_equal(back["y"], [0, 1, 0])
+    if name.startswith("FLOAT8"):  # ONNX Runtime gives bits
+        assert compare_output("y", values, values.view(np.uint8)).max_abs == 0
+        assert compare_output("y", values, values[::-1].copy()).max_abs == 0
+        assert compare_output("y", values, (values * 0).view(np.uint8)).max_abs == 1
