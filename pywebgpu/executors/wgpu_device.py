@@ -103,6 +103,10 @@ def _choose(power_preference: str, name: str | None, index: int | None) -> Any:
     raise DeviceError("no such adapter", where="webgpu", got=name, expected=", ".join(names))
 
 
+BindGroups = dict[tuple[Any, ...], tuple[Any, list[Any]]]
+"""Bind groups by what they bind, each with its buffers."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dispatch:
     """One pass with its buffers and its grid: what encoding needs."""
@@ -313,9 +317,10 @@ class Gpu:
         args: Sequence[int],
         uniform: tuple[Any, int] | None,
         kept: Any = None,
+        groups: BindGroups | None = None,
     ) -> list[Dispatch]:
         """A kernel call ready to encode; `uniform`: buffer and offset of its arguments; `kept`:
-        the buffer of a second output.
+        the buffer of a second output; `groups`: bind groups that were made before, added to.
 
         The kernel's pipelines must be compiled. Passes with an empty grid are left out.
         """
@@ -342,9 +347,21 @@ class Gpu:
                     resource = _whole(scratch[binding.index])
                 entries.append({"binding": i, "resource": resource})
             key = _key(one)
-            group = self.device.create_bind_group(layout=self.layout(key[1])[0], entries=entries)
+            group = self._group(key[1], entries, {} if groups is None else groups)
             found.append(Dispatch(self._pipelines[key], group, (grid[0], grid[1], grid[2])))
         return found
+
+    def _group(
+        self, roles: tuple[str, ...], entries: list[dict[str, Any]], groups: BindGroups
+    ) -> Any:
+        """A bind group: wgpu-py takes a quarter of a millisecond for one, so none is made twice."""
+        bound = [entry["resource"] for entry in entries]
+        key = (roles, tuple((id(r["buffer"]), r["offset"], r["size"]) for r in bound))
+        if key not in groups:
+            group = self.device.create_bind_group(layout=self.layout(roles)[0], entries=entries)
+            # With the buffers, so that no other one gets the id of one that is gone.
+            groups[key] = (group, [r["buffer"] for r in bound])
+        return groups[key][0]
 
     def encode(self, dispatches: Iterable[Dispatch], timestamps: Any = None) -> Any:
         """One command buffer with all dispatches, each after the one before."""
@@ -409,10 +426,14 @@ class Gpu:
 
     def uniforms(self, calls: Sequence[Sequence[int]]) -> Any:
         """One buffer with each call's arguments at a multiple of `uniform_stride(calls)`."""
-        stride = uniform_stride(calls)
         usage = self.wgpu.BufferUsage
-        raw = b"".join(struct.pack(f"<{len(c)}I", *c).ljust(stride, b"\0") for c in calls)
-        return self.device.create_buffer_with_data(data=raw, usage=usage.UNIFORM | usage.COPY_DST)
+        return self.device.create_buffer_with_data(
+            data=_uniform_bytes(calls), usage=usage.UNIFORM | usage.COPY_DST
+        )
+
+    def set_uniforms(self, buffer: Any, calls: Sequence[Sequence[int]]) -> None:
+        """Other arguments into a buffer that `uniforms` made for as many calls of that length."""
+        self.device.queue.write_buffer(buffer, 0, _uniform_bytes(calls))
 
     def time(self, dispatches: Sequence[Dispatch], repeats: int) -> float:
         """Seconds of `repeats` runs on the device, by timestamps where it has them."""
@@ -454,6 +475,11 @@ def uniform_stride(calls: Sequence[Sequence[int]]) -> int:
     """Bytes from one call's arguments to the next's."""
     longest = max((len(c) for c in calls), default=0)
     return max(1, math.ceil(longest * 4 / UNIFORM_ALIGNMENT)) * UNIFORM_ALIGNMENT
+
+
+def _uniform_bytes(calls: Sequence[Sequence[int]]) -> bytes:
+    stride = uniform_stride(calls)
+    return b"".join(struct.pack(f"<{len(c)}I", *c).ljust(stride, b"\0") for c in calls)
 
 
 def _whole(buffer: Any) -> dict[str, Any]:

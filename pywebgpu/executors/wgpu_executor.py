@@ -27,10 +27,10 @@ from ..plan import Plan, Port, SlotBuffer, WeightBuffer
 from . import base
 from .base import Array, Feeds
 from .gpu_tensor import GpuTensor
-from .wgpu_device import Dispatch, Gpu, uniform_stride
+from .wgpu_device import BindGroups, Dispatch, Gpu, uniform_stride
 
 _FRAMES = 16
-"""Sets of sizes whose bind groups are kept."""
+"""Sets of sizes whose dispatches are kept."""
 
 _BATCH = 4096
 """Dispatches that are submitted together where a program has many."""
@@ -38,8 +38,9 @@ _BATCH = 4096
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """A run for one set of sizes, ready to submit."""
+    """A part of a run for one set of sizes, ready to submit."""
 
+    part: Range
     dispatches: list[Dispatch]
     steps: list[int]  # the step that each dispatch belongs to
     uniform: Any
@@ -92,6 +93,8 @@ class WgpuExecutor:
         self._slots: list[Any] = [None] * len(plan.slots)
         self._scratch: list[Any] = []
         self._frames: OrderedDict[tuple[int, ...], _Frame] = OrderedDict()
+        self._groups: BindGroups = {}
+        self._spare: dict[Range, list[Any]] = {}  # uniform buffers of frames that are forgotten
         self._program: Program = plan.program or (Range(0, len(self.plan.steps)),)
         self._kept = _FRAMES * sum(isinstance(item, Range) for item in walk(self._program))
         self._names: dict[Range, tuple[str, ...]] = {}
@@ -254,7 +257,7 @@ class WgpuExecutor:
 
     def close(self) -> None:
         """Give the GPU's memory back; the executor cannot be used afterwards."""
-        self._frames.clear()
+        self._forget_frames()
         for buffer in (*self._weights.values(), *self._slots, *self._scratch):
             if buffer is not None:
                 buffer.destroy()
@@ -333,10 +336,12 @@ class WgpuExecutor:
         frame = self._frames.get(key)
         if frame is None:
             if self._grow_scratch(part, symbols):
-                self._frames.clear()  # their bind groups hold buffers that are gone
+                self._forget_frames()
             frame = self._frames[key] = self._prepare(part, symbols)
             if len(self._frames) > self._kept:
-                self._frames.popitem(last=False)
+                old = self._frames.popitem(last=False)[1]
+                if old.uniform is not None:
+                    self._spare.setdefault(old.part, []).append(old.uniform)
         self._frames.move_to_end(key)
         return frame
 
@@ -344,10 +349,16 @@ class WgpuExecutor:
         steps = self.plan.steps if part is None else self.plan.steps[part.first : part.end]
         return [[evaluate(d, symbols) for d in step.args] for step in steps]
 
+    def _forget_frames(self) -> None:
+        """Their bind groups hold buffers that are gone."""
+        self._frames.clear()
+        self._spare.clear()
+        self._groups.clear()
+
     def _make_room(self, symbols: dict[str, int]) -> None:
         """Slots for these sizes of the inputs."""
         if self._grow_list(self._slots, base.slot_bytes(self.plan, symbols), "activations"):
-            self._frames.clear()
+            self._forget_frames()
 
     def _grow_scratch(self, part: Range, symbols: dict[str, int]) -> bool:
         """Whether any buffer was replaced."""
@@ -372,25 +383,35 @@ class WgpuExecutor:
         return grown
 
     def _prepare(self, part: Range, symbols: dict[str, int]) -> _Frame:
-        calls = self._calls(symbols, part)
-        unique = list(dict.fromkeys(map(tuple, calls)))
-        stride = uniform_stride(unique)
-        uniform = self.gpu.uniforms(unique) if any(unique) else None
-        offsets = {args: i * stride for i, args in enumerate(unique)}
+        # Arguments lie where their expressions say, not their values: then other sizes need only
+        # other numbers in a uniform buffer, and no bind groups.
+        kinds = list(dict.fromkeys(tuple(s.args) for s in self.plan.steps[part.first : part.end]))
+        calls = {kind: [evaluate(dim, symbols) for dim in kind] for kind in kinds}
+        stride = uniform_stride(kinds_args := list(calls.values()))
+        offsets = {kind: i * stride for i, kind in enumerate(kinds)}
+        uniform = None
+        if any(kinds):
+            spare = self._spare.get(part)
+            if spare:
+                uniform = spare.pop()
+                self.gpu.set_uniforms(uniform, kinds_args)
+            else:
+                uniform = self.gpu.uniforms(kinds_args)
         dispatches: list[Dispatch] = []
         steps: list[int] = []
-        numbered = zip(range(part.first, part.end), calls, strict=True)
-        for number, args in numbered:
+        for number in range(part.first, part.end):
             step = self.plan.steps[number]
+            kind = tuple(step.args)
             made = self.gpu.dispatches(
                 self.kernels[step.kernel],
                 [self._buffer(b) for b in step.operands],
                 self._buffer(step.output),
                 self._scratch,
-                args,
-                (uniform, offsets[tuple(args)]) if uniform is not None else None,
+                calls[kind],
+                (uniform, offsets[kind]) if uniform is not None else None,
                 None if step.kept is None else self._buffer(step.kept),
+                self._groups,
             )
             dispatches += made
             steps += [number] * len(made)
-        return _Frame(dispatches, steps, uniform)
+        return _Frame(part, dispatches, steps, uniform)
