@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import base64
 import itertools
-import multiprocessing
 import os
 import shutil
 import tempfile
@@ -32,6 +31,7 @@ from pywebgpu.graph import DType
 from tests.bench import peers
 from tests.conformance.cases import Case, collect, out_of_scope
 from tests.conformance.chromium import Answer, BrowserGone, Chromium, Job
+from tests.conformance.processes import context
 from tests.conformance.verdict import Verdict, compare, one_line
 
 ROOT = Path(__file__).parents[2]
@@ -98,10 +98,9 @@ def _prepared_ahead(
     names: Sequence[str], folder: Path, target: Target
 ) -> Iterator[tuple[str, Job | Verdict]]:
     """Every case with its job, or with a verdict where there is nothing to run."""
-    context = multiprocessing.get_context("fork")
     rest = iter(names)
     waiting: list[tuple[str, Future[Job | Verdict]]] = []
-    pool = ProcessPoolExecutor(os.cpu_count(), mp_context=context)
+    pool = ProcessPoolExecutor(os.cpu_count(), mp_context=context())
     try:
         while True:
             for name in itertools.islice(rest, AHEAD - len(waiting)):
@@ -117,14 +116,13 @@ def _prepared_ahead(
                 broken, waiting = [name, *(n for n, _ in waiting)], []
                 for again in broken:
                     yield again, _prepare_alone(again, folder, target)
-                pool = ProcessPoolExecutor(os.cpu_count(), mp_context=context)
+                pool = ProcessPoolExecutor(os.cpu_count(), mp_context=context())
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _prepare_alone(name: str, folder: Path, target: Target) -> Job | Verdict:
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(1, mp_context=context) as alone:
+    with ProcessPoolExecutor(1, mp_context=context()) as alone:
         try:
             return alone.submit(prepare, name, folder, target).result()
         except BrokenProcessPool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import warnings
@@ -11,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from tests.conformance.cases import Case, collect, out_of_scope
+from tests.conformance.processes import context
 from tests.conformance.verdict import Verdict, compare, one_line
 
 PROVIDERS = {"wasmtime": "wasm", "wgpu": "webgpu"}
@@ -71,10 +71,9 @@ def work(name: str, executor: str) -> Verdict:
 
 def run(names: list[str], executor: str) -> Iterator[tuple[str, Verdict]]:
     """Verdicts as they come. A case that takes its process down fails; the others go on."""
-    context = multiprocessing.get_context("fork")
     waiting = list(names)
     while waiting:
-        with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
+        with ProcessPoolExecutor(os.cpu_count(), mp_context=context()) as pool:
             jobs = [(name, pool.submit(work, name, executor)) for name in waiting]
             waiting = []
             crashed = False
@@ -90,7 +89,7 @@ def run(names: list[str], executor: str) -> Iterator[tuple[str, Verdict]]:
                     waiting.append(name)
         if waiting and crashed:
             first = waiting.pop(0)  # one of those in flight when the pool broke: try it alone
-            with ProcessPoolExecutor(1, mp_context=context) as alone:
+            with ProcessPoolExecutor(1, mp_context=context()) as alone:
                 try:
                     yield first, alone.submit(work, first, executor).result()
                 except BrokenProcessPool:
