@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,9 @@ def test_runs_stay_right_while_it_is_tuned(monkeypatch: pytest.MonkeyPatch, prov
             (answer,) = session.run(None, {name: image})
             np.testing.assert_allclose(answer, peer.run(None, {name: image})[0], atol=1e-4)
             count += 1
-        result = asyncio.run(tuning.finished())
+        # In a thread: a browser's tests may have left an event loop running in this one.
+        with ThreadPoolExecutor(1) as thread:
+            result = thread.submit(asyncio.run, tuning.finished()).result()
         assert result is not None
         assert tuning.state == "done"
         assert len(adopted) == 1
