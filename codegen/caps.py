@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,3 @@ class WasmCaps:
     simd_registers: int = 16
     l1_bytes: int = 32 << 10
     l2_bytes: int = 512 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceCaps:
-    wgsl: WgslCaps = field(default_factory=WgslCaps)
-    wasm: WasmCaps = field(default_factory=WasmCaps)

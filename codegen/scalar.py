@@ -19,7 +19,7 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from .dims import Call, Dim, Expr, _terms
+from .dims import Call, Dim, _terms
 
 
 class Type(enum.Enum):
@@ -333,10 +333,6 @@ def _atom(atom: str | Call) -> Scalar:
     for operand in operands[1:]:
         result = binary(op, result, operand)
     return result
-
-
-def is_dim_symbolic(value: Dim) -> bool:
-    return isinstance(value, Expr)
 
 
 def linear(index: Sequence[Scalar], shape: Sequence[Dim]) -> Scalar:

@@ -292,21 +292,7 @@ def _wasm_section(wasm: WasmCode) -> dict[str, Any]:
 
 def _wgsl_section(kernels: list[WgslKernel]) -> tuple[list[str], list[dict[str, Any]]]:
     codes: dict[str, int] = {}
-    made = [
-        {
-            "passes": [
-                {
-                    "code": codes.setdefault(p.code, len(codes)),
-                    "bindings": [[b.role.value, b.index] for b in p.bindings],
-                    "grid": [dim_json(d) for d in p.grid],
-                }
-                for p in kernel.passes
-            ],
-            "scratch": [dim_json(d) for d in kernel.scratch],
-            "features": list(kernel.features),
-        }
-        for kernel in kernels
-    ]
+    made = [kernel.to_json(codes) for kernel in kernels]
     return list(codes), made
 
 
@@ -335,10 +321,6 @@ class Bundle:
     where: str
     manifest: dict[str, Any]
     read: Callable[[str], bytes]
-
-    @staticmethod
-    def is_bundle(path: str | os.PathLike[str]) -> bool:
-        return (Path(path) / MANIFEST).is_file()
 
     @classmethod
     def load(cls, source: str | os.PathLike[str] | bytes) -> Bundle:

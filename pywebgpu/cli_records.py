@@ -207,6 +207,7 @@ def serve(
         limit_concurrency=1000,
     )
     listener = config.bind_socket()
+    listener.listen(config.backlog)  # before its address is told: who reads it may connect at once
     url = f"http://{host}:{listener.getsockname()[1]}/"
     if json:
         print_json({"url": url, "database": database.split("@")[-1]})

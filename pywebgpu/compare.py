@@ -126,7 +126,7 @@ def run_model(
     if repeat < 1:
         raise InputError("at least one run is needed", where="repeat", got=repeat, expected=">= 1")
     if compare == "onnxruntime":
-        require_onnx_file(model)
+        _require_onnx_file(model)
     tell("Preparing the session", 0, repeat + 1)
     started = time.perf_counter()
     session = InferenceSession(model, providers=[provider], **(session_options or {}))
@@ -146,26 +146,59 @@ def run_model(
             started = time.perf_counter()
             results = session.run(output_names, all_feeds)
             times.append((time.perf_counter() - started) * 1e3)
-    values = dict(zip(output_names, results, strict=True))
+    return judge(
+        model,
+        session.provider,
+        session.device,
+        sizes,
+        all_feeds,
+        dict(zip(output_names, results, strict=True)),
+        times,
+        compare=compare,
+        ms_create=ms_create,
+        progress=tell,
+    )
 
+
+def judge(
+    model: Path,
+    provider: str,
+    device: str,
+    dims: dict[str, int],
+    feeds: Mapping[str, Array],
+    values: dict[str, Array],
+    times: Sequence[float],
+    *,
+    compare: str | Mapping[str, Array] | None,
+    ms_create: float = 0.0,
+    progress: Progress | None = None,
+) -> RunReport:
+    """What some session answered, beside a reference.
+
+    values: the outputs for `feeds`. times: milliseconds of every run, the first one included.
+    compare: see `run_model`.
+    """
+    names, repeat = list(values), len(times) - 1
+    tell = progress or (lambda label, done, total: None)
     reference_ms = None
     expected: Mapping[str, Array] | None = None
     if compare == "onnxruntime":
         tell("Asking ONNX Runtime", repeat, repeat + 1)
-        expected, reference_ms = onnxruntime_outputs(model, all_feeds, output_names, repeat)
+        _require_onnx_file(model)
+        expected, reference_ms = _onnxruntime(model, feeds, names, repeat)
     elif isinstance(compare, str):
         raise InputError("unknown reference", where="compare", got=compare, expected="onnxruntime")
     elif compare is not None:
-        expected = known_outputs(compare, output_names)
+        expected = _known_outputs(compare, names)
     tell("Running", repeat + 1, repeat + 1)
 
-    steady = times[1:]
+    steady = times[1:] or times
     return RunReport(
         model=str(model),
-        provider=session.provider,
-        device=session.device,
-        dims=sizes,
-        inputs={name: f"{a.dtype}{list(a.shape)}" for name, a in all_feeds.items()},
+        provider=provider,
+        device=device,
+        dims=dims,
+        inputs={name: f"{a.dtype}{list(a.shape)}" for name, a in feeds.items()},
         outputs=tuple(
             compare_output(name, value, None if expected is None else expected.get(name))
             for name, value in values.items()
@@ -238,7 +271,7 @@ def _table_rows(model: Path) -> dict[str, int]:
     return table_rows(onnx.load(str(model), load_external_data=False))
 
 
-def require_onnx_file(model: Path) -> None:
+def _require_onnx_file(model: Path) -> None:
     if _is_bundle(model):
         raise InputError(
             "ONNX Runtime cannot run a bundle",
@@ -248,7 +281,7 @@ def require_onnx_file(model: Path) -> None:
         )
 
 
-def onnxruntime_outputs(
+def _onnxruntime(
     model: Path, feeds: Mapping[str, Array], names: list[str], repeat: int
 ) -> tuple[dict[str, Array], float]:
     """(outputs, median milliseconds) of native ONNX Runtime on the CPU."""
@@ -281,7 +314,7 @@ def onnxruntime_outputs(
     return dict(zip(names, outputs, strict=True)), round(statistics.median(times), 4)
 
 
-def known_outputs(expected: Mapping[str, Array], names: list[str]) -> Mapping[str, Array]:
+def _known_outputs(expected: Mapping[str, Array], names: list[str]) -> Mapping[str, Array]:
     for name in expected:
         if name not in names:
             raise InputError(

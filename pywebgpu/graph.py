@@ -205,11 +205,6 @@ class Graph:
                     users.setdefault(name, []).append(node)
         return users
 
-    def replace_uses(self, old: str, new: str) -> None:
-        """Every reader of `old`, the graph's outputs aside, reads `new`."""
-        for node in self.nodes:
-            node.inputs = [new if name == old else name for name in node.inputs]
-
     def prune(self) -> int:
         """Drop nodes and constants that no output needs; returns how many nodes went."""
         needed = set(self.outputs)

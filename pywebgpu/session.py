@@ -56,10 +56,14 @@ class NodeArg:
     shape: list[int | str]
 
 
+def node_arg(name: str, dtype: str, shape: Sequence[int | str]) -> NodeArg:
+    """`dtype` is ONNX's name of the element type, "float32"."""
+    return NodeArg(name, f"tensor({_TYPES.get(dtype, dtype)})", list(shape))
+
+
 def _node_arg(port: Port) -> NodeArg:
-    name = _TYPES.get(port.dtype.value, port.dtype.value)
-    shape: list[int | str] = [d if isinstance(d, int) else dim_str(d) for d in port.shape]
-    return NodeArg(port.name, f"tensor({name})", shape)
+    shape = [d if isinstance(d, int) else dim_str(d) for d in port.shape]
+    return node_arg(port.name, port.dtype.value, shape)
 
 
 class _Code:

@@ -23,10 +23,8 @@ from __future__ import annotations
 import base64
 import os
 import shutil
-import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,15 +67,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Port:
-    """What a browser's session says of one input or output."""
-
-    name: str
-    type: str
-    shape: tuple[int | str, ...]
-
-
 class BrowserSession:
     """A model on one provider in a page of its own; the methods are `InferenceSession`'s.
 
@@ -90,8 +79,8 @@ class BrowserSession:
         self.model = model
         made = self._ask("create", {"bundle": bundle, "options": options})
         self._session: int = made["session"]
-        self._inputs = [_port(port) for port in made["inputs"]]
-        self._outputs = [_port(port) for port in made["outputs"]]
+        self._inputs: list[dict[str, Any]] = made["inputs"]
+        self._outputs: list[dict[str, Any]] = made["outputs"]
         self.info: dict[str, Any] = made["info"]
         self.last_ms = 0.0
         """What the last run took in the page, in milliseconds, tensors in and out included."""
@@ -101,10 +90,10 @@ class BrowserSession:
         return str(self.info["provider"])
 
     def get_inputs(self) -> list[NodeArg]:
-        return [_node_arg(port) for port in self._inputs]
+        return _node_args(self._inputs)
 
     def get_outputs(self) -> list[NodeArg]:
-        return [_node_arg(port) for port in self._outputs]
+        return _node_args(self._outputs)
 
     def run(self, output_names: Sequence[str] | None, feeds: Mapping[str, Any]) -> list[Array]:
         """The outputs, in the order of `output_names` (None: all, in the model's order).
@@ -112,7 +101,7 @@ class BrowserSession:
         Raises:
             InputError: a name, shape or dtype is wrong. DeviceError: the device failed.
         """
-        types = {port.name: port.type for port in self._inputs}
+        types = {port["name"]: port["type"] for port in self._inputs}
         packed = {name: _pack(value, types.get(name)) for name, value in feeds.items()}
         answer = self._ask("run", {"session": self._session, "feeds": packed})
         self.last_ms = float(answer["ms"])
@@ -147,46 +136,20 @@ class BrowserSession:
         to max |reference| of its output; None if a NaN or an infinity is where the reference has
         none.
         """
-        from . import compare as comparing
+        from .compare import complete_feeds, judge
         from .feeds import input_spec
 
         specs = [input_spec(port.name, port.type, port.shape) for port in self.get_inputs()]
-        given = dict(feeds or {})
-        sizes, fed = comparing.complete_feeds(self.model, specs, given, dims or {}, seed)
-        names = [port.name for port in self._outputs]
+        sizes, fed = complete_feeds(self.model, specs, dict(feeds or {}), dims or {}, seed)
+        names = [port.name for port in self.get_outputs()]
         times = []
         for _ in range(repeat + 1):
             results = self.run(names, fed)
             times.append(self.last_ms)
-        reference_ms = None
-        if isinstance(reference, str):
-            if reference != "onnxruntime":
-                raise InputError(
-                    "unknown reference", where="compare", got=reference, expected="onnxruntime"
-                )
-            comparing.require_onnx_file(self.model)
-            expected, reference_ms = comparing.onnxruntime_outputs(self.model, fed, names, repeat)
-        else:
-            expected = dict(comparing.known_outputs(reference, names))
-        steady = times[1:] or times
-        return comparing.RunReport(
-            model=str(self.model),
-            provider=self.provider,
-            device=str(self.info["device"]),
-            dims=sizes,
-            inputs={name: f"{a.dtype}{list(a.shape)}" for name, a in fed.items()},
-            outputs=tuple(
-                comparing.compare_output(name, value, expected.get(name))
-                for name, value in zip(names, results, strict=True)
-            ),
-            repeat=repeat,
-            ms_create=0.0,
-            ms_first=times[0],
-            ms_median=statistics.median(steady),
-            ms_min=min(steady),
-            compared_with=reference if isinstance(reference, str) else "expected outputs",
-            reference_ms_median=reference_ms,
-            values=dict(zip(names, results, strict=True)),
+        values = dict(zip(names, results, strict=True))
+        device = str(self.info["device"])
+        return judge(
+            self.model, self.provider, device, sizes, fed, values, times, compare=reference
         )
 
     def release(self) -> None:
@@ -202,15 +165,10 @@ class BrowserSession:
         raise kind(error.pop("what"), **{k: v for k, v in error.items() if v is not None})
 
 
-def _port(data: Mapping[str, Any]) -> _Port:
-    return _Port(data["name"], data["type"], tuple(data["shape"]))
+def _node_args(ports: Sequence[Mapping[str, Any]]) -> list[NodeArg]:
+    from .session import node_arg
 
-
-def _node_arg(port: _Port) -> NodeArg:
-    from .session import NodeArg
-
-    name = {"float32": "float", "float64": "double"}.get(port.type, port.type)
-    return NodeArg(port.name, f"tensor({name})", list(port.shape))
+    return [node_arg(port["name"], port["type"], port["shape"]) for port in ports]
 
 
 def _pack(value: Any, type_name: str | None) -> dict[str, Any]:

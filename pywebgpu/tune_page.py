@@ -1,4 +1,4 @@
-"""The tuner in a page: plain data in, plain data out, for web/tuning.js to carry out.
+"""The tuner in a page: plain data in, plain data out, for web/tune/tuning.js to carry out.
 
 `start` begins a tuning and `step` takes it on to its next request, so that the page decides between
 any two when the next one may be carried out. Requests are dicts that a message can carry:
@@ -233,19 +233,7 @@ class _Wgsl:
             picked = winners.pick(spec, self.target.name, space)
             if picked is None or picked == space[0]:
                 continue
-            kernel = wgsl_target.render(spec, picked)
-            replaced[str(number)] = {
-                "passes": [
-                    {
-                        "code": codes.setdefault(p.code, len(codes)),
-                        "bindings": [[b.role.value, b.index] for b in p.bindings],
-                        "grid": [dim_json(d) for d in p.grid],
-                    }
-                    for p in kernel.passes
-                ],
-                "scratch": [dim_json(d) for d in kernel.scratch],
-                "features": list(kernel.features),
-            }
+            replaced[str(number)] = wgsl_target.render(spec, picked).to_json(codes)
         return {"codes": list(codes), "kernels": replaced}, len(replaced)
 
 

@@ -818,9 +818,6 @@ class Function:
         """[a, b] -> words picked from a (0..3) and b (4..7)."""
         self.i8x16_shuffle(*(4 * lane + byte for lane in lanes for byte in range(4)))
 
-    def atomic_fence(self) -> None:
-        self._code += b"\xfe\x03\x00"
-
     def drop(self) -> None:
         if self._stack:
             self._stack.pop()

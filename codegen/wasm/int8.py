@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from ..spec import PANEL, int8_panel_bytes
+from ..spec import ACTIVATION_MAX, PANEL, int8_panel_bytes
 from .asm import I32, V128, Function, Local, Module
 from .product import Row
 
@@ -342,7 +342,7 @@ def _parameters(f: Function, high: Local, low: Local) -> tuple[Local, Local, Loc
     f.get(high, low)
     f.f32x4_sub()
     f.set(high)  # now the range
-    f.f32x4_const(127.0)
+    f.f32x4_const(float(ACTIVATION_MAX))
     f.get(high)
     f.f32x4_div()
     f.get(high)
@@ -360,7 +360,7 @@ def _parameters(f: Function, high: Local, low: Local) -> tuple[Local, Local, Loc
     f.get(high, high, high)
     f.f32x4_sub()
     f.f32x4_add()
-    f.f32x4_const(127.0)
+    f.f32x4_const(float(ACTIVATION_MAX))
     f.f32x4_div()
     f.get(zero)
     f.i32x4_shuffle(0, 4, 0, 4)
@@ -392,7 +392,7 @@ def _quantise(f: Function, at: Local, to: Local, run: int, inverse: Local, shift
         whole(v + 1, lanes - 4)
         f.i16x8_narrow_i32x4_s()
         if wide == 2:
-            f.i32x4_const(127 << 16 | 127)
+            f.i32x4_const(ACTIVATION_MAX << 16 | ACTIVATION_MAX)
             f.i16x8_min_s()
 
     def store(lanes: int) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Any
 
-from ..dims import Dim
+from ..dims import Dim, dim_json
 
 
 class Role(enum.Enum):
@@ -46,3 +47,18 @@ class WgslKernel:
     passes: tuple[Pass, ...]
     scratch: tuple[Dim, ...] = ()
     features: tuple[str, ...] = ()
+
+    def to_json(self, codes: dict[str, int]) -> dict[str, Any]:
+        """As in a manifest; `codes` numbers the shader texts, and gets those that are new."""
+        return {
+            "passes": [
+                {
+                    "code": codes.setdefault(p.code, len(codes)),
+                    "bindings": [[b.role.value, b.index] for b in p.bindings],
+                    "grid": [dim_json(d) for d in p.grid],
+                }
+                for p in self.passes
+            ],
+            "scratch": [dim_json(d) for d in self.scratch],
+            "features": list(self.features),
+        }

@@ -17,7 +17,7 @@ from ..codegen.program import Loop, Read
 from ..codegen.spec import Storage
 from ..errors import InputError
 from ..graph import DType
-from ..plan import Plan, Port, WeightBuffer
+from ..plan import Plan, Port
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Any]
@@ -304,9 +304,3 @@ def endless(item: Loop, symbols: Mapping[str, int]) -> InputError:
 def slot_bytes(plan: Plan, symbols: Mapping[str, int]) -> list[int]:
     """The size of each slot for these symbols."""
     return [evaluate(size, symbols) for size in plan.slots]
-
-
-def constant_output(plan: Plan, port: Port) -> WeightBuffer | None:
-    """The weight an output is, when the model's answer does not depend on its inputs."""
-    buffer = plan.buffers[port.buffer]
-    return buffer if isinstance(buffer, WeightBuffer) else None

@@ -384,21 +384,6 @@ class Gpu:
     def submit(self, dispatches: Iterable[Dispatch]) -> None:
         self.device.queue.submit([self.encode(dispatches).finish()])
 
-    def run_kernel(
-        self,
-        kernel: WgslKernel,
-        operands: Sequence[np.ndarray[Any, Any]],
-        args: Sequence[int],
-        out_bytes: int,
-        poison: bool = True,
-    ) -> memoryview:
-        """One call on fresh buffers: what the kernel tests use."""
-        self.pipelines([kernel])
-        prepared = self.prepare(kernel, operands, args, out_bytes, poison)
-        (raw,) = self.run(prepared.dispatches, [(prepared.output, out_bytes)])
-        prepared.destroy()
-        return raw
-
     def prepare(
         self,
         kernel: WgslKernel,

@@ -25,10 +25,6 @@ def axis_of(node: Node, rank: int, name: str = "axis", default: int = 0) -> int:
     return axis + rank if axis < 0 else axis
 
 
-def _udiv(x: Scalar, y: Dim) -> Scalar:
-    return sc.binary(Op.UDIV, x, sc.dim(y))
-
-
 def _umod(x: Scalar, y: Dim) -> Scalar:
     return sc.binary(Op.UMOD, x, sc.dim(y))
 

@@ -35,7 +35,6 @@ class Editor:
                 self._uses[name] = self._uses.get(name, 0) + 1
         for name in graph.outputs:
             self._uses[name] = self._uses.get(name, 0) + 1
-        self._readers: dict[str, list[Node]] | None = None
         self._renamed: dict[str, str] = {}
         self._done: list[Node] = []
         self._dropped = False
@@ -52,15 +51,6 @@ class Editor:
     def uses(self, name: str) -> int:
         """How many nodes read a value; being an output of the graph counts as one."""
         return self._uses.get(name, 0)
-
-    def only_reader(self, name: str) -> Node | None:
-        """The node that reads `name`, if there is exactly one and `name` is no output."""
-        if self.uses(name) != 1 or name in self.outputs:
-            return None
-        if self._readers is None:
-            self._readers = self.graph.consumers()
-        found = self._readers.get(name, [])
-        return found[0] if len(found) == 1 else None
 
     def type(self, name: str) -> TensorType:
         return self.graph.types[name]

@@ -78,10 +78,10 @@ def open_page(browser: Browser, serve_site: Callable[..., str], site: Path) -> I
         context.close()
 
 
-def run(page: Page, body: str, arg: Any = None) -> Any:
+def run(page: Page, body: str, arg: Any = None, *, helpers: str = "helpers.js") -> Any:
     """Evaluate the body of an async function with the helpers in scope as `t`, `arg` as `arg`."""
     return page.evaluate(
-        "async (arg) => { const t = await import(new URL('./helpers.js', document.baseURI));"
+        f"async (arg) => {{ const t = await import(new URL('./{helpers}', document.baseURI));"
         + body
         + "}",
         arg,

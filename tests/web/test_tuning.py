@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +110,7 @@ def open_page(browser: Browser, serve_site: Callable[..., str], site: Path) -> I
         context.close()
 
 
-def run(page: Page, body: str, arg: Any = None) -> Any:
-    """Evaluate the body of an async function with the helpers as `t` and `arg`."""
-    return page.evaluate(
-        "async (arg) => { const t = await import(new URL('./tuning.js', document.baseURI));"
-        + body
-        + "}",
-        arg,
-    )
+run = partial(conftest.run, helpers="tuning.js")
 
 
 def images(count: int) -> np.ndarray[Any, Any]:

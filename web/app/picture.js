@@ -27,7 +27,7 @@ const bars = element("bars", HTMLElement);
 const cameraButton = element("camera", HTMLButtonElement);
 const drop = element("drop", HTMLElement);
 
-const location_ = new URL(pageData("labels"), document.baseURI);
+const labelsUrl = new URL(pageData("labels"), document.baseURI);
 /** @type {Labels | null} */
 let known = null;
 /** What is looked at. @type {ImageBitmap | HTMLVideoElement | null} */
@@ -195,8 +195,8 @@ document.addEventListener("visibilitychange", () => document.hidden && stopCamer
 // -- start -----------------------------------------------------------------------------------------
 
 async function loadLabels() {
-  const response = await fetch(location_);
-  if (!response.ok) throw new Error(`${location_.pathname}: the server answers ${response.status}`);
+  const response = await fetch(labelsUrl);
+  if (!response.ok) throw new Error(`${labelsUrl.pathname}: the server answers ${response.status}`);
   known = /** @type {Labels} */ (await response.json());
   const rows = Array.from({ length: Math.min(BARS, known.labels.length) }, () =>
     make(
@@ -209,7 +209,7 @@ async function loadLabels() {
   );
   bars.replaceChildren(...rows);
   const samples = (known.samples ?? []).map((name) => {
-    const url = new URL(name, location_).href;
+    const url = new URL(name, labelsUrl).href;
     const label = name.replace(/\.\w+$/, "");
     const image = make("img", { src: url, alt: label, width: "64", height: "64" });
     const button = make("button", { type: "button", class: "thumb" }, image);

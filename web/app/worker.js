@@ -2,8 +2,6 @@
 // headers, and pages without a network. Nothing is installed before the visitor asks, and each can
 // be taken away again.
 
-import { prefetch } from "../pywebgpu.js";
-
 const ROOT = new URL("../", import.meta.url);
 const KEPT = "pywebgpu-site"; // also in site-worker.js
 const LANES = 4;
@@ -106,6 +104,8 @@ export async function keep(onProgress) {
   // All lanes have ended before an error is told: none of them speaks after it.
   const ends = await Promise.allSettled(Array.from({ length: LANES }, lane));
   for (const end of ends) if (end.status === "rejected") throw end.reason;
+  // Only now: pages that keep nothing need not load the runtime for it.
+  const { prefetch } = await import("../pywebgpu.js");
   for (const { bundle, bytes } of models) {
     const before = loaded;
     await prefetch(new URL(bundle, ROOT), {
