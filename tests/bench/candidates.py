@@ -234,7 +234,7 @@ def browser(
             "busy": BUSY,
             "kernels": [_kernel_json(wgsl.render(case.spec, knobs)) for knobs in space],
         })  # fmt: skip
-    results = unattended.run(folder, jobs, command, flags, 100)
+    results = list(unattended.run(folder, jobs, command, flags, 100))
     rows: list[Row] = []
     for (name, case), space, result in zip(cases.items(), spaces, results, strict=True):
         if "failed" in result:

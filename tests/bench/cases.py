@@ -26,7 +26,8 @@ class Case:
 
     `op` describes a single-operator case to peers that do not read ONNX ({} for whole models);
     `zoo` names the model of a whole-model case. `int8`: ours and ONNX Runtime's own quantised
-    forms of the model take part too.
+    forms of the model take part too. `dtype`: "f32"; "f16", where everybody's floats are; "int4",
+    where the model's weights are.
     """
 
     name: str
@@ -36,6 +37,12 @@ class Case:
     op: dict[str, object] = field(default_factory=dict)
     zoo: str = ""
     int8: bool = False
+    dtype: str = "f32"
+
+    @property
+    def model(self) -> str:
+        """The name of the ONNX model that `make` writes, which cases may share."""
+        return self.name.removesuffix(" f16")
 
 
 def _save(
@@ -160,6 +167,24 @@ def decoder_case(past: int, **sizes: int) -> Case:
     return Case(label, make, {"past": past}, flops)
 
 
+def int4_product(m: int, k: int, n: int) -> Case:
+    """y = x @ W with weights in 4 bits, in ONNX Runtime's own operator."""
+    make = functools.partial(layers.product4, m=m, k=k, n=n)
+    return Case(f"matmul {m}x{k}x{n} int4", make, {}, 2.0 * m * k * n, dtype="int4")
+
+
+def int4_decoder(past: int, **sizes: int) -> Case:
+    """`layers.genai_decoder`, one step after `past` tokens; the products alone are counted."""
+    plain = decoder_case(past, **sizes)
+    make = functools.partial(layers.genai_decoder, past=past, **sizes)
+    name = f"{plain.name}, int4"
+    return replace(plain, name=name, make=make, dims={"seqlens_k": past}, dtype="int4")
+
+
+def in_half(case: Case) -> Case:
+    return replace(case, name=f"{case.name} f16", dtype="f16")
+
+
 def models() -> list[Case]:
     """Whole models; random weights except MiniLM's and the digits network's."""
     return [
@@ -192,17 +217,17 @@ def int8_models() -> list[Case]:
 
 
 def feeds(case: Case, path: Path) -> dict[str, np.ndarray]:
-    """The inputs that every runtime gets: random, the same for all."""
+    """The inputs that every runtime gets: random, the same for all; lengths are in the case's
+    dims."""
     if case.zoo:
         return zoo.feeds_for(_model(case.zoo), dims=case.dims)
     generator = np.random.default_rng(11)
-    return {
-        port.name: generator.standard_normal(
-            [
-                case.dims[d.dim_param] if d.dim_param else d.dim_value
-                for d in port.type.tensor_type.shape.dim
-            ],
-            dtype=np.float32,
-        )
-        for port in onnx.load(path).graph.input
-    }
+    found: dict[str, np.ndarray] = {}
+    for port in onnx.load(path).graph.input:
+        type_ = port.type.tensor_type
+        shape = [case.dims[d.dim_param] if d.dim_param else d.dim_value for d in type_.shape.dim]
+        if type_.elem_type == TensorProto.FLOAT:
+            found[port.name] = generator.standard_normal(shape, dtype=np.float32)
+        else:
+            found[port.name] = np.full(shape, case.dims[port.name], np.int32)
+    return found

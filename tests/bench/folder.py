@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
+import onnx
 
 from pywebgpu.export import export
 from tests.bench import peers
@@ -35,17 +35,20 @@ class BenchFolder:
             shutil.copytree(source, self.folder / name)
         shutil.rmtree(self.folder / "bundles", ignore_errors=True)
 
-    def prepare(self, case: Case) -> dict[str, Any]:
-        """Model, bundle, inputs and constants as files below the folder, and their URLs."""
-        key = hashlib.sha256(case.name.encode()).hexdigest()[:12]
-        model = self.folder / "models" / f"{key}.onnx"
+    def prepare(self, case: Case, lite: bool = True) -> dict[str, Any]:
+        """Model, bundle, inputs and constants as files below the folder, and their URLs; `lite`:
+        an operator's model in LiteRT's form too."""
+        import onnxruntime  # which one is decided when a benchmark starts
+
+        key = _key(case.name)
+        model = self.folder / "models" / f"{_key(case.model)}.onnx"
         model.parent.mkdir(exist_ok=True)
         if not model.exists():
             case.make(model)
         bundle = self.folder / "bundles" / key
         if not bundle.exists():
             bundle.parent.mkdir(exist_ok=True)
-            export(model, bundle)
+            export(model, bundle, dtype="f16" if case.dtype == "f16" else "f32")
         quantised = self._quantised(model, key) if case.int8 else {}
         data = self.folder / "data" / key
         data.mkdir(parents=True, exist_ok=True)
@@ -58,29 +61,47 @@ class BenchFolder:
         fed = feeds(case, model)
         native = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
         first = np.asarray(native.run(None, fed)[0], np.float32)
-        lite = self.folder / "models" / f"{key}.tflite"
-        if case.op and not lite.exists():
+        theirs, their_feeds = model, fed
+        if case.dtype == "f16":
+            theirs, their_feeds = self._half(model), {n: _half(a) for n, a in fed.items()}
+        tflite = self.folder / "models" / f"{key}.tflite"
+        if lite and case.op and not tflite.exists():
             from tests.bench import tflite_model  # only here is its package needed
 
-            tflite_model.write(lite, case.op, constants(model))
+            tflite_model.write(tflite, case.op, constants(model))
+
+        def ports(kind: str, arrays: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
+            return {
+                n: {"type": str(a.dtype), "shape": list(a.shape), "url": write(kind, n, a)}
+                for n, a in arrays.items()
+            }
+
         return {
             "name": case.name,
             "dims": case.dims,
             "op": case.op,
             "lite": f"../models/{key}.tflite",
             "expected": write("expected", "output", first),
-            "model": f"../models/{key}.onnx",
+            "dtype": case.dtype,
+            "model": f"../models/{theirs.name}",
             "bundle": f"../bundles/{key}/",
             **quantised,
             "constants": {
                 n: {"url": write("constant", n, a), "shape": list(a.shape)}
                 for n, a in (constants(model) if case.op else {}).items()
             },
-            "feeds": {
-                n: {"type": str(a.dtype), "shape": list(a.shape), "url": write("feed", n, a)}
-                for n, a in fed.items()
-            },
+            "feeds": ports("feed", fed),
+            "modelFeeds": ports("model-feed", their_feeds),
         }
+
+    def _half(self, model: Path) -> Path:
+        """The model as ONNX Runtime's own tool puts it into f16, inputs and outputs too."""
+        path = model.with_suffix(".f16.onnx")
+        if not path.exists():
+            from onnxruntime.transformers.float16 import convert_float_to_float16
+
+            onnx.save(convert_float_to_float16(onnx.load(model)), path)
+        return path
 
     def _quantised(self, model: Path, key: str) -> dict[str, str]:
         """Our int8 bundle, and what ONNX Runtime's tool makes of the model."""
@@ -93,3 +114,11 @@ class BenchFolder:
         if not ours.exists():
             export(model, ours, quantize="int8")
         return {"bundleInt8": f"../bundles/{ours.name}/", "modelInt8": f"../models/{theirs.name}"}
+
+
+def _key(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:12]
+
+
+def _half(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return array.astype(np.float16) if array.dtype == np.float32 else array

@@ -1,7 +1,9 @@
 """Transformer models spelled out in ONNX nodes: benchmark cases that need no exporter.
 
 Their shapes are those of known models, their weights random. `encoder` is BERT's layer, post-norm;
-`decoder` is Llama's, pre-norm, one step of generation over a cache of keys and values.
+`decoder` is Llama's, pre-norm, one step of generation over a cache of keys and values, and
+`genai_decoder` the same in int4 as ONNX Runtime GenAI exports it, in the operators that ONNX
+Runtime has kernels of its own for.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 Shape = list[int | str]
+BLOCK = 32  # weights that share a scale
 
 
 class _Graph:
@@ -49,6 +52,16 @@ class _Graph:
         y = self.op("MatMul", x, self.weight(rows, columns))
         return self.op("Add", y, self.vector(columns)) if bias else y
 
+    def linear4(self, x: str, rows: int, columns: int) -> str:
+        """With weights of 4 bits."""
+        blocks = rows // BLOCK
+        codes = self._random.integers(0, 256, (columns, blocks, BLOCK // 2), np.uint8)
+        # Codes lie evenly in -8 .. 7: a deviation of 4.6.
+        scales = self._random.uniform(0.5, 1.5, (columns, blocks)) / (4.6 * np.sqrt(rows))
+        weights = self.constant(codes, np.uint8), self.constant(scales)
+        sizes = {"K": rows, "N": columns, "bits": 4, "block_size": BLOCK}
+        return self.op("MatMulNBits", x, *weights, domain="com.microsoft", **sizes)
+
     def heads(self, x: str, heads: int, size: int) -> str:
         """[batch, sequence, heads * size] to [batch, heads, sequence, size]."""
         split = self.op("Reshape", x, self.ints(0, 0, heads, size))
@@ -64,14 +77,19 @@ class _Graph:
         back = self.op("Transpose", mixed, perm=[0, 2, 1, 3])
         return self.op("Reshape", back, self.ints(0, 0, -1))
 
-    def save(self, path: Path, inputs: dict[str, Shape], outputs: dict[str, Shape]) -> None:
-        def ports(shapes: dict[str, Shape]) -> list[onnx.ValueInfoProto]:
-            return [helper.make_tensor_value_info(n, TensorProto.FLOAT, s)
-                    for n, s in shapes.items()]  # fmt: skip
+    def save(
+        self,
+        path: Path,
+        inputs: dict[str, Shape],
+        outputs: dict[str, Shape],
+        integers: dict[str, Shape] | None = None,
+    ) -> None:
+        def ports(shapes: dict[str, Shape], kind: int) -> list[onnx.ValueInfoProto]:
+            return [helper.make_tensor_value_info(n, kind, s) for n, s in shapes.items()]
 
-        graph = helper.make_graph(
-            self.nodes, path.stem, ports(inputs), ports(outputs), self.constants
-        )
+        whole = ports(integers or {}, TensorProto.INT32)
+        taken, made = (ports(shapes, TensorProto.FLOAT) for shapes in (inputs, outputs))
+        graph = helper.make_graph(self.nodes, path.stem, taken + whole, made, self.constants)
         opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
         onnx.save(model, path)
@@ -168,3 +186,55 @@ def attention(path: Path, *, heads: int, length: int, size: int) -> None:
     g.nodes[-1].output[0] = "y"
     shape: Shape = [1, length, heads * size]
     g.save(path, {"q": shape, "k": shape, "v": shape}, {"y": shape})
+
+
+def product4(path: Path, *, m: int, k: int, n: int) -> None:
+    """f32[m, k] with a constant in 4 bits."""
+    g = _Graph()
+    g.output(g.linear4("x", k, n), "y")
+    g.save(path, {"x": [m, k]}, {"y": [m, n]})
+
+
+def genai_decoder(
+    path: Path, *, layers: int, hidden: int, heads: int, kv_heads: int, wide: int, past: int
+) -> None:
+    """`decoder` in int4: f32[1, 1, hidden], the cache of each layer and `seqlens_k` i32[1], the
+    tokens before this one."""
+    g = _Graph()
+    size = hidden // heads
+    turn = np.outer(np.arange(past + 1), 10000.0 ** -np.linspace(0, 1, size // 2, endpoint=False))
+    cos, sin, total = (
+        g.constant(np.cos(turn)),
+        g.constant(np.sin(turn)),
+        g.constant(past + 1, np.int32),
+    )
+    inputs: dict[str, Shape] = {"x": [1, 1, hidden]}
+    outputs: dict[str, Shape] = {"y": [1, 1, hidden]}
+    x = "x"
+    normed = g.op("SimplifiedLayerNormalization", x, g.vector(hidden, 1.0), epsilon=1e-5)
+    for layer in range(layers):
+        packed = g.linear4(normed, hidden, hidden + 2 * kv_heads * size)
+        names = [f"{layer}_key", f"{layer}_value"]
+        inputs |= {f"past_{name}": [1, kv_heads, past, size] for name in names}
+        outputs |= {f"present_{name}": [1, kv_heads, past + 1, size] for name in names}
+        caches = [f"past_{name}" for name in names]
+        mixed = g.op(
+            "GroupQueryAttention", packed, "", "", *caches, "seqlens_k", total, cos, sin,
+            domain="com.microsoft", num_heads=heads, kv_num_heads=kv_heads, do_rotary=1,
+        )  # fmt: skip
+        g.nodes[-1].output.extend(f"present_{name}" for name in names)
+        normed, x = _skip_norm(g, x, g.linear4(mixed, hidden, hidden), hidden)
+        gate, up = (g.linear4(normed, hidden, wide) for _ in range(2))
+        gated = g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up)
+        normed, x = _skip_norm(g, x, g.linear4(gated, wide, hidden), hidden)
+    g.output(normed, "y")
+    g.save(path, inputs, outputs, {"seqlens_k": [1]})
+
+
+def _skip_norm(g: _Graph, x: str, skip: str, size: int) -> tuple[str, str]:
+    """The normalised sum, and the sum."""
+    kind, domain = "SkipSimplifiedLayerNormalization", "com.microsoft"
+    normed = g.op(kind, x, skip, g.vector(size, 1.0), domain=domain, epsilon=1e-5)
+    total = f"{normed}_sum"
+    g.nodes[-1].output.extend(["", "", total])
+    return normed, total

@@ -1,4 +1,4 @@
-"""The runtimes we compare with, at fixed versions, from the npm registry."""
+"""The runtimes we compare with, at fixed versions, from the npm registry and PyPI."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 PACKAGES = {
@@ -16,6 +17,7 @@ PACKAGES = {
     "@litertjs/core": "2.5.3",
     "@litertjs/wasm-utils": "2.5.3",
 }
+ONNXRUNTIME_WEBGPU = "onnxruntime-webgpu==1.27.0"
 # What of each package a page needs.
 _FILES = {
     "onnxruntime-web": "dist/*.*",
@@ -54,3 +56,17 @@ def link(modules: Path, out: Path) -> None:
         for file in source.glob(pattern):
             if file.suffix != ".map" and not (target / file.name).exists():
                 os.link(file, target / file.name)
+
+
+def use_onnxruntime_webgpu(folder: Path) -> None:
+    """Let `import onnxruntime` find the build with the WebGPU provider, kept below `folder`.
+
+    It has the plain build's name, so that it must not be installed beside it. Where PyPI has no
+    wheel for this machine, the plain one stays.
+    """
+    target = (folder / "onnxruntime-webgpu").resolve()
+    if not target.exists():
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+        subprocess.run([*command, "--target", str(target), ONNXRUNTIME_WEBGPU], check=False)
+    if target.exists():
+        sys.path.insert(0, str(target))

@@ -39,8 +39,8 @@ class _Collector(BaseHTTPRequestHandler):
 
 def run(
     folder: Path, jobs: list[dict[str, Any]], browser: str, flags: list[str], timeout: float
-) -> list[dict[str, Any]]:
-    """One result per job, in order; a job without an answer in `timeout` seconds has
+) -> Iterator[dict[str, Any]]:
+    """One result per job, in order, as they come; a job without an answer in `timeout` seconds has
     {"failed": ...}, and a new browser goes on with the next one."""
     results: queue.Queue[dict[str, Any]] = queue.Queue()
     handler = type("Collector", (_Collector,), {"results": results})
@@ -49,21 +49,20 @@ def run(
     url = f"http://127.0.0.1:{collector.server_port}/"
     (folder / "jobs.json").write_text(json.dumps({"jobs": jobs, "collector": url}))
     server = SiteServer(folder, isolation=True).start()
-    found: dict[int, dict[str, Any]] = {}
+    first = 0
     try:
-        while len(found) < len(jobs):
-            first = len(found)
+        while first < len(jobs):
             page = f"{server.url}page/auto.html?job={first}"
             with _browser([*shlex.split(browser), *flags], page):
                 for expected in range(first, len(jobs)):
                     result = _answer(results, expected, timeout)
-                    found[expected] = result
+                    first = expected + 1
+                    yield result
                     if "failed" in result:
                         break
     finally:
         server.close()
         collector.shutdown()
-    return [found[i] for i in range(len(jobs))]
 
 
 def _answer(results: queue.Queue[dict[str, Any]], expected: int, timeout: float) -> dict[str, Any]:
