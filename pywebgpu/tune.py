@@ -1,10 +1,10 @@
 """The tuner: measures a plan's kernels, candidate by candidate, and keeps what was found.
 
 It generates code and decides; it runs nothing. `tune` is a generator: it yields requests (`Load`,
-`Make`, `Measure`), a host carries them out on a device and sends the answers back; and it tells
-what it has found so far (`Profiled`, `Searched`). So the same
-tuner is driven by a loop here (`drive`) and by one that awaits in a page, which can also pause
-between any two requests, or stop.
+`Compile`, `Make`, `Measure`), a host carries them out on a device and sends the answers back; and
+it tells what it has found so far (`Profiled`, `Searched`). So the same tuner is driven by a loop
+here (`drive`) and by one that awaits in a page, which can also pause between any two requests, or
+stop.
 
 A candidate is believed only when its output agrees with the default's, and it wins only by a
 margin, measured in turns with what it has to beat; the winner meets the default once more at the
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -101,10 +101,19 @@ class Target(Protocol):
 
     def generate(self, spec: KernelSpec, knobs: Any) -> Code: ...
 
+    @property
+    def together(self) -> int:
+        """How many candidates a host does well to compile side by side."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class WasmTarget:
     caps: WasmCaps = field(default_factory=lambda: WasmCaps(relaxed=True))
+
+    @property
+    def together(self) -> int:
+        return 1  # an engine compiles one in less than it takes to time it
 
     @property
     def name(self) -> str:
@@ -158,6 +167,11 @@ class WgslTarget:
     caps: WgslCaps = field(default_factory=WgslCaps)
 
     @property
+    def together(self) -> int:
+        # A driver takes 0.1 to 1 s for one, on one core.
+        return 2 if self.caps.emulated else 8
+
+    @property
     def name(self) -> str:
         return wgsl_target_name(self.caps.emulated)
 
@@ -201,6 +215,15 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Compile:
+    """Candidates that `Make` asks for next: a host may compile them now, side by side, and be done
+    before it answers, since compiling disturbs what is timed. Answer: None; what is wrong with one
+    of them is told when it is made."""
+
+    codes: tuple[tuple[int, Code], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Make:
     """Compile candidate `number`, run it once, and compare its output with number 0's by
     `TOLERANCE`; number 0 comes first. Answer: None, or CandidateError is thrown."""
@@ -232,7 +255,7 @@ class Searched:
     record: Record
 
 
-Request = Load | Make | Measure | Profiled | Searched
+Request = Load | Compile | Make | Measure | Profiled | Searched
 Asking = Generator[Request, Any, Any]
 
 
@@ -401,14 +424,22 @@ def _ordered(space: list[Any], job: Job, known: Winners, target: Target) -> list
     return [*space[:1], *sorted(space[1:], key=lambda knobs: knobs_json(knobs) not in won)]
 
 
-def _speed(target: Target) -> Generator[Request, Any, int]:
-    """The device's magnitude: log2 of the GFLOP/s of a product, -1 for less than 1."""
-    n = 192
+_SPEED_N = 192
+
+
+def speed_job() -> Job:
+    """The product whose time tells a device's magnitude."""
+    n = _SPEED_N
     view = View((n, 1))
     spec = Matmul((), n, n, n, view, view, view, sc.acc(), (Storage.F32,) * 2, Storage.F32)
-    job = Job(spec, (), (4 * n * n,) * 2, 4 * n * n, 1, "speed")
-    ms = yield from _profile(job, target, target.space(spec)[0])
-    return int(2 * n**3 / (max(ms, 1e-6) * 1e6)).bit_length() - 1
+    return Job(spec, (), (4 * n * n,) * 2, 4 * n * n, 1, "speed")
+
+
+def _speed(target: Target) -> Generator[Request, Any, int]:
+    """The device's magnitude: log2 of the GFLOP/s of a product, -1 for less than 1."""
+    job = speed_job()
+    ms = yield from _profile(job, target, target.space(job.spec)[0])
+    return int(2 * _SPEED_N**3 / (max(ms, 1e-6) * 1e6)).bit_length() - 1
 
 
 def _profile(job: Job, target: Target, knobs: Any) -> Generator[Request, Any, float]:
@@ -444,12 +475,15 @@ def _search(
     try:
         yield Load(job)
         yield Make(0, _generate(target, job, space[0]))
-        for number, knobs in enumerate(space[1:], 1):
+        for number, code in _codes(p, target, errors):
             if clock() >= until:
                 break
+            if isinstance(code, Compile):
+                yield code
+                continue
             tell(number)
             try:
-                yield Make(number, _generate(target, job, knobs))
+                yield Make(number, code)
                 ratio = yield from _compare(best, number, PAIRS)
             except CandidateError as error:
                 errors[number] = _say(error)
@@ -473,6 +507,22 @@ def _search(
         for n in sorted({*ratios, *errors})
     ]
     return _record(job, target, device, timings, knobs_json(space[best]))
+
+
+def _codes(
+    p: _Profile, target: Target, errors: dict[int, str]
+) -> Iterator[tuple[int, Code | Compile]]:
+    """The candidates after the default; before those that are compiled together, that request."""
+    for first in range(1, len(p.space), target.together):
+        codes: list[tuple[int, Code]] = []
+        for number in range(first, min(first + target.together, len(p.space))):
+            try:
+                codes.append((number, _generate(target, p.job, p.space[number])))
+            except CandidateError as error:
+                errors[number] = _say(error)
+        if len(codes) > 1:
+            yield first, Compile(tuple(codes))
+        yield from codes
 
 
 def _compare(old: int, new: int, pairs: int) -> Generator[Request, Any, tuple[float, float]]:

@@ -6,6 +6,7 @@ any two when the next one may be carried out. Requests are dicts that a message 
     {"kind": "clocks", "wasm": bytes, "pages": n}    the micro-benchmarks' module
     {"kind": "clock", "function": f, "args": [...]}  milliseconds of one call
     {"kind": "load", "operands": [[storage, bytes], ...], "output": [storage, bytes], "args": [...]}
+    {"kind": "compile", "codes": [[n, code], ...]}
     {"kind": "make", "number": n, "code": ...}
     {"kind": "measure", "numbers": [...]}
     {"kind": "profiled", "rows": [...]}          what kernels take by default
@@ -42,6 +43,7 @@ from .tune import (
     TOLERANCE,
     CandidateError,
     Code,
+    Compile,
     Job,
     Load,
     Make,
@@ -54,6 +56,7 @@ from .tune import (
     WasmBinary,
     WasmTarget,
     WgslTarget,
+    speed_job,
     tune,
     unique,
 )
@@ -340,9 +343,11 @@ class Tuning:
                 "tolerance": TOLERANCE[spec.output],
                 "limit": TIME_LIMIT_S,
             }
+        if isinstance(request, Compile):
+            codes = [[number, self._candidate(code)] for number, code in request.codes]
+            return {"kind": "compile", "codes": codes}
         if isinstance(request, Make):
-            assert self.job is not None
-            code = self.side.candidate(request.code, self.job)
+            code = self._candidate(request.code)
             return {"kind": "make", "number": request.number, "code": code}
         if isinstance(request, Measure):
             return {"kind": "measure", "numbers": list(request.numbers)}
@@ -351,6 +356,10 @@ class Tuning:
         assert isinstance(request, Searched)
         record = asdict(request.record)
         return {"kind": "searched", "row": self._row(request.row), "record": record}
+
+    def _candidate(self, code: Code) -> Plain:
+        assert self.job is not None
+        return self.side.candidate(code, self.job)
 
     def _row(self, row: Row) -> Plain:
         job = self.jobs[row.kernel]
@@ -403,6 +412,15 @@ def flops(job: Job) -> int | None:
 
 
 # -- what web/py/ calls ----------------------------------------------------------------------------
+
+
+def prepare() -> None:
+    """What the first candidates would wait for, done ahead: templates, and lazy imports."""
+    wgsl_target.compile_templates()
+    spec = speed_job().spec
+    for target in (WasmTarget(), WgslTarget()):
+        target.generate(spec, target.space(spec)[0])
+
 
 _tunings: dict[int, Tuning] = {}
 

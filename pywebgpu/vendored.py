@@ -59,7 +59,7 @@ def package_folder(package: NpmPackage) -> Path:
     folder and of those above it, and in a cache; installed into the cache when none has it.
     Raises InputError when it is nowhere and npm cannot install it.
     """
-    cache = _cache()
+    cache = cache_folder() / "npm"
     folders = [Path(chosen)] if (chosen := os.environ.get("PYWEBGPU_NODE_MODULES")) else []
     here = Path.cwd()
     folders += [folder / "node_modules" for folder in (here, *here.parents)]
@@ -79,9 +79,10 @@ def copy_files(package: NpmPackage, target: Path) -> None:
         shutil.copyfile(source / name, target / new_name)
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Where things are kept that can be made or fetched again."""
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "pywebgpu" / "npm"
+    return (Path(base) if base else Path.home() / ".cache") / "pywebgpu"
 
 
 def _version(folder: Path) -> str | None:

@@ -14,6 +14,7 @@ from ..caps import WgslCaps
 from ..spec import KernelSpec, family
 from . import attention, conv, map, matmul, recurrent, reduce, row
 from .kernel import WgslKernel
+from .module import compile_templates as compile_templates
 
 _FAMILIES: dict[str, ModuleType] = {
     "map": map,

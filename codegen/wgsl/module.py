@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.resources
 from collections.abc import Mapping, Sequence
+from importlib.resources.abc import Traversable
 from typing import Any
 
 import jinja2
@@ -33,11 +34,14 @@ MAX_GRID = 65535
 """Workgroups per dimension of a dispatch that every device allows."""
 
 
+def _templates() -> Traversable:
+    # The shaders package is a sibling of codegen, also when both come out of an archive.
+    return importlib.resources.files(__package__.rsplit(".", 2)[0] + ".shaders")
+
+
 @functools.cache
 def _environment() -> jinja2.Environment:
-    # The shaders package is a sibling of codegen, also when both come out of an archive.
-    root = __package__.rsplit(".", 2)[0] + ".shaders"
-    files = importlib.resources.files(root)
+    files = _templates()
 
     def read(name: str) -> str:
         return files.joinpath(name).read_text(encoding="utf-8")
@@ -50,6 +54,13 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
         autoescape=False,
     )
+
+
+def compile_templates() -> None:
+    """All of them now, rather than each for the first kernel that needs it."""
+    for entry in _templates().iterdir():
+        if entry.name.endswith(".wgsl.j2"):
+            _environment().get_template(entry.name)
 
 
 def fill(template: str, fields: Any) -> str:

@@ -61,11 +61,13 @@ export class PythonRuntime {
    */
   static async create(options = {}) {
     const place = new URL("./runtime.json", import.meta.url);
-    /** @type {{indexURL: string, archive: string}} */
+    /** @type {{indexURL: string, archive: string, snapshot: string | null}} */
     const defaults =
       options.indexURL && options.archive
-        ? { indexURL: "", archive: "" }
+        ? { indexURL: "", archive: "", snapshot: null }
         : await (await fetch(place)).json();
+    // The snapshot is of one Pyodide with one archive.
+    const ours = !options.indexURL && !options.archive && defaults.snapshot;
     const at = (/** @type {string | URL | undefined} */ given, /** @type {string} */ otherwise) =>
       (given ? new URL(given, document.baseURI) : new URL(otherwise, place)).href;
     const python = new PythonRuntime(options);
@@ -74,6 +76,7 @@ export class PythonRuntime {
       python.version = await python.#call("start", {
         indexURL: at(options.indexURL, defaults.indexURL),
         archive: at(options.archive, defaults.archive),
+        snapshot: ours ? at(undefined, ours) : null,
         base: document.baseURI,
       });
     } catch (error) {

@@ -7,6 +7,8 @@ import { fromBytes, toBytes } from "../tensor.js";
 /** @type {any} */
 let pyodide;
 
+const ARCHIVE = "/pywebgpu-py.zip"; // where Python sees it; also in snapshot.mjs
+
 /**
  * What pywebgpu/executors/browser.py imports as `_pywebgpu_js`. Tensors cross as bytes, which is
  * the one thing that both languages copy at full speed.
@@ -58,14 +60,16 @@ async function attempt(work) {
 
 /** @type {Record<string, (message: any) => Promise<unknown>>} */
 const COMMANDS = {
-  /** @param {{indexURL: string, archive: string, base: string}} message */
-  async start({ indexURL, archive, base }) {
+  /** @param {{indexURL: string, archive: string, snapshot: string | null, base: string}} message */
+  async start({ indexURL, archive, snapshot, base }) {
     const loader = import(new URL("pyodide.mjs", indexURL).href);
     const zip = fetch(archive);
+    const memory = snapshot ? started(snapshot) : null;
     const { loadPyodide } = await loader;
     const say = (/** @type {string} */ stream) => (/** @type {string} */ text) =>
       postMessage({ stream, text });
-    pyodide = await loadPyodide({ indexURL, stdout: say("stdout"), stderr: say("stderr") });
+    const options = { indexURL, stdout: say("stdout"), stderr: say("stderr") };
+    pyodide = await load(loadPyodide, options, memory && (await memory));
     const response = await zip;
     if (!response.ok) {
       throw new runtime.BundleError("the Python archive is not there", {
@@ -74,11 +78,12 @@ const COMMANDS = {
         remedy: "Build the site again and upload all of it.",
       });
     }
-    const folder = "/pywebgpu";
-    pyodide.unpackArchive(await response.arrayBuffer(), "zip", { extractDir: folder });
+    pyodide.FS.writeFile(ARCHIVE, new Uint8Array(await response.arrayBuffer()));
     pyodide.registerJsModule("_pywebgpu_js", { ...bridge, base });
     pyodide.registerJsModule("page", { post: (/** @type {any} */ v) => postMessage({ post: plain(v) }) });
-    pyodide.runPython(`import sys; sys.path.insert(0, ${JSON.stringify(folder)})`);
+    pyodide.runPython(
+      `import sys\nif ${JSON.stringify(ARCHIVE)} not in sys.path: sys.path.insert(0, ${JSON.stringify(ARCHIVE)})`,
+    );
     return pyodide.version;
   },
   /** @param {{code: string, globals: Record<string, unknown>}} message */
@@ -93,6 +98,38 @@ const COMMANDS = {
     return call(module, name, ...args);
   },
 };
+
+/**
+ * Python's memory as snapshot.mjs has written it; null where it cannot be had.
+ * @param {string} url
+ */
+async function started(url) {
+  try {
+    const response = await fetch(url);
+    if (!response.ok || !response.body) return null;
+    const bytes = response.body.pipeThrough(new DecompressionStream("gzip"));
+    return new Uint8Array(await new Response(bytes).arrayBuffer());
+  } catch {
+    return null;
+  }
+}
+
+/**
+ * @param {(options: object) => Promise<any>} loadPyodide
+ * @param {object} options
+ * @param {Uint8Array | null} memory
+ */
+async function load(loadPyodide, options, memory) {
+  if (memory) {
+    try {
+      return await loadPyodide({ ...options, _loadSnapshot: memory });
+    } catch (error) {
+      // It fits one build of Pyodide, and engines that lay out its function table alike.
+      console.warn("pywebgpu: Python starts from nothing:", error);
+    }
+  }
+  return loadPyodide(options);
+}
 
 /**
  * A function of a Python module; its result as data.

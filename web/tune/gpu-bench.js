@@ -21,6 +21,8 @@ export class GpuBench {
   #args = null;
   /** @type {Map<number, Dispatch[]>} */
   #made = new Map();
+  /** Compiled ahead, pass by pass. @type {Map<number, Promise<GPUComputePipeline>[]>} */
+  #compiled = new Map();
   /** @type {GPUBuffer | null} */
   #kept = null;
   /** @type {LoadRequest} */
@@ -64,6 +66,7 @@ export class GpuBench {
     this.#args?.destroy();
     [this.#buffers, this.#scratch, this.#args] = [[], [], null];
     this.#made.clear();
+    this.#compiled.clear();
     this.#job = job;
     this.#want = this.#got = null;
     await this.#watched(async () => {
@@ -116,31 +119,49 @@ export class GpuBench {
   }
 
   /**
+   * Drivers compile several at a time. Done when all are: what is wrong with one shows in `make`.
+   * @param {{codes: [number, {passes: Pass[]}][]}} request
+   */
+  async compile({ codes }) {
+    this.#compiled.clear();
+    for (const [number, { passes }] of codes) {
+      this.#compiled.set(number, passes.map((pass) => this.#pipeline(pass)));
+    }
+    await Promise.allSettled([...this.#compiled.values()].flat());
+  }
+
+  /**
    * @param {{number: number, code: {passes: Pass[], scratch: number[]}}} request
    */
   async make({ number, code }) {
+    const ahead = this.#compiled.get(number);
     const made = await this.#watched(async () => {
       const scratch = code.scratch.map((bytes) => this.#buffer(bytes));
       this.#scratch.push(...scratch);
-      return Promise.all(code.passes.map((pass) => this.#dispatch(pass, scratch)));
+      const pipelines = ahead ?? code.passes.map((pass) => this.#pipeline(pass));
+      return Promise.all(
+        code.passes.map(async (pass, i) => this.#dispatch(await pipelines[i], pass, scratch)),
+      );
     });
     this.#made.set(number, made);
     const output = /** @type {GPUBuffer} */ (this.#buffers.at(-1));
     this.#device.queue.writeBuffer(output, 0, new Uint8Array(output.size).fill(0x3f));
   }
 
+  /** @param {Pass} pass */
+  #pipeline({ code }) {
+    const module = this.#device.createShaderModule({ code });
+    const compute = { module, entryPoint: "main" };
+    return this.#device.createComputePipelineAsync({ layout: "auto", compute });
+  }
+
   /**
+   * @param {GPUComputePipeline} pipeline
    * @param {Pass} pass
    * @param {GPUBuffer[]} scratch
-   * @returns {Promise<Dispatch>}
+   * @returns {Dispatch}
    */
-  async #dispatch({ code, bindings, grid }, scratch) {
-    const device = this.#device;
-    const module = device.createShaderModule({ code });
-    const pipeline = await device.createComputePipelineAsync({
-      layout: "auto",
-      compute: { module, entryPoint: "main" },
-    });
+  #dispatch(pipeline, { bindings, grid }, scratch) {
     const buffer = (/** @type {[string, number]} */ [role, index]) => {
       if (role === "args") return /** @type {GPUBuffer} */ (this.#args);
       if (role === "scratch") return scratch[index];
@@ -148,7 +169,7 @@ export class GpuBench {
       return /** @type {GPUBuffer} */ (this.#buffers.at(role === "output" ? -1 : index));
     };
     const entries = bindings.map((b, binding) => ({ binding, resource: { buffer: buffer(b) } }));
-    const group = device.createBindGroup({ layout: pipeline.getBindGroupLayout(0), entries });
+    const group = this.#device.createBindGroup({ layout: pipeline.getBindGroupLayout(0), entries });
     return { pipeline, group, grid };
   }
 

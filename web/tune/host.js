@@ -184,6 +184,16 @@ export class Bench {
   }
 
   /**
+   * Compile candidates that are to be made next, side by side.
+   * @param {[number, any][]} codes
+   */
+  async compile(codes) {
+    await this.#restore();
+    await this.turns.idle();
+    await this.#ask("compile", { codes }, this.#patience);
+  }
+
+  /**
    * Compile a candidate, run it once and compare with number 0's output.
    * @param {number} number
    * @param {any} code

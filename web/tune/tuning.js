@@ -236,6 +236,9 @@ export class Tuning {
         case "load":
           await bench.load(request);
           break;
+        case "compile":
+          await bench.compile(request.codes);
+          break;
         case "make":
           await bench.make(request.number, request.code);
           break;
