@@ -1,20 +1,23 @@
 """Attention: softmax(q k^T) v without the q_len x kv_len matrix (flash, with online softmax).
 
-Two forms. `Flash`: a workgroup walks the keys for a block of queries, both products by register
-tiles. `Decode`: a workgroup has one query; its threads divide the keys.
+Three forms. `Tiles`: a workgroup walks the keys for a block of queries, both products by register
+tiles from workgroup memory. `Flash`: the same with few queries and keys a thread, which may read
+them where they lie. `Decode`: a workgroup has one query; its threads divide the keys. In the first
+and the last, workgroups may divide the keys too; a second pass brings their parts together.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .. import scalar as sc
 from ..caps import WgslCaps
 from ..dims import Dim, ceildiv
 from ..scalar import Type
 from ..spec import Attention, View
-from .kernel import WgslKernel
-from .module import Module, dim_text, fold_grid, runs_along
+from .kernel import Pass, WgslKernel
+from .module import Module, dim_text, fold_grid, parts, runs_along
 from .scalar import literal
 
 
@@ -35,18 +38,35 @@ class Flash:
 
 
 @dataclass(frozen=True, slots=True)
+class Tiles:
+    """Knobs. bq queries and bk keys at a time; a thread has tq queries' scores with four keys."""
+
+    bq: int
+    bk: int
+    tq: int
+    dc: int  # vec4s of features staged at a time
+    splits: int = 1  # of the keys, among workgroups; a second pass joins them
+
+    @property
+    def threads(self) -> int:
+        return (self.bq // self.tq) * (self.bk // 4)
+
+
+@dataclass(frozen=True, slots=True)
 class Decode:
     """Knobs. `threads` divide the keys of one query."""
 
     threads: int
+    splits: int = 1
 
 
-Kinds = Flash | Decode
+Kinds = Flash | Tiles | Decode
 
 
-def Knobs(**fields: int | bool) -> Kinds:  # the family has two kinds of knobs
+def Knobs(**fields: int | bool) -> Kinds:  # the family has several kinds of knobs
     """Knobs from their JSON form."""
-    return Decode(**fields) if "threads" in fields else Flash(**fields)  # type: ignore[arg-type]
+    kind = Decode if "threads" in fields else Tiles if "dc" in fields else Flash
+    return kind(**fields)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +94,20 @@ class FlashFields:
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeFields:
-    """What the decode template sees."""
+class TilesFields:
+    """What the template of tiles sees. Sizes named *4, and dc, count vec4s."""
 
     head: str
-    threads: int
+    bq: int
+    bk: int
+    tq: int
+    dc: int
+    chunks: int  # of the features
     d4: int
     v4: int
-    parts: int  # threads that divide the keys of one vec4 of the output
     v_columns: int
+    split: bool
+    parts: str
     batch: str
     heads: int
     repeat: int
@@ -94,17 +119,59 @@ class DecodeFields:
     masked_row: str
 
 
-def _v_columns(knobs: Flash, v_dim: int) -> int:
-    across = knobs.bk // knobs.tk
-    return (v_dim + 4 * across - 1) // (4 * across)
+@dataclass(frozen=True, slots=True)
+class JoinFields:
+    """What the second pass of divided keys sees."""
+
+    head: str
+    workgroup: int
+    v4: int
+    parts: str
+    batch: str
+    heads: int
+    q_len: str
+    kv_len: str
+    masked_row: str
 
 
-def _storage(spec: Attention, k: Flash) -> int:
+@dataclass(frozen=True, slots=True)
+class DecodeFields:
+    """What the decode template sees."""
+
+    head: str
+    threads: int
+    d4: int
+    v4: int
+    shares: int  # threads that divide the keys of one vec4 of the output
+    v_columns: int
+    split: bool
+    parts: str
+    batch: str
+    heads: int
+    repeat: int
+    q_len: str
+    kv_len: str
+    scale: str
+    causal: bool
+    bias: bool
+    masked_row: str
+
+
+def _v_columns(threads_across: int, v_dim: int) -> int:
+    return (v_dim + 4 * threads_across - 1) // (4 * threads_across)
+
+
+def _storage(spec: Attention, k: Kinds) -> int:
     """Bytes of workgroup memory."""
     d4, v4 = -(-spec.head_dim // 4), -(-spec.v_dim // 4)
+    if isinstance(k, Decode):
+        return 16 * d4 + 20 * k.threads
+    if isinstance(k, Tiles):
+        across = k.bk // 4
+        staged = k.bq * (k.dc + 1) + max(k.bk * (k.dc + 1), k.bk * v4)
+        return 16 * (staged + k.bq * (across + 1)) + 4 * k.bq * across
     scores = k.bq * (k.bk // 4 + 1) * 16 + 4 * k.bq * (k.bk // k.tk)
-    staged = 16 * (k.bq * d4 + k.bk * (max(d4, v4) + 1)) if k.staged else 0
-    return scores + staged
+    return scores + (16 * (k.bq * d4 + k.bk * (max(d4, v4) + 1)) if k.staged else 0)
 
 
 _BLOCKS = (
@@ -112,26 +179,17 @@ _BLOCKS = (
     (16, 32, 2, 4), (16, 32, 2, 2), (16, 16, 2, 2), (16, 8, 1, 1), (8, 16, 1, 1),
     (8, 8, 1, 1), (8, 4, 1, 1), (4, 8, 1, 1), (4, 32, 1, 1),
 )  # fmt: skip
+_TILES = (
+    # (bq, bk, tq)
+    (64, 32, 8), (64, 32, 4), (32, 32, 4), (64, 64, 8), (32, 64, 4), (32, 32, 8), (32, 64, 8),
+    (16, 32, 4), (16, 32, 2), (16, 64, 2), (64, 16, 8), (32, 16, 4),
+)  # fmt: skip
 
 
 def space(spec: Attention, caps: WgslCaps) -> list[Kinds]:
     """Large blocks first; one query at a time where there are few queries."""
-    limit = min(caps.max_invocations, caps.max_workgroup_size[0])
-    flash: list[Flash] = []
-    # A query that is computed is computed once, and staged.
-    for staged in (True, False) if spec.query is None else (True,):
-        for shape in _BLOCKS:
-            k = Flash(*shape, staged)
-            fits = k.threads <= limit and _storage(spec, k) <= caps.max_workgroup_storage
-            # More accumulators than this would leave the registers.
-            if fits and k.threads >= 32 and k.tq * _v_columns(k, spec.v_dim) <= 32:
-                flash.append(k)
-    # A query's keys are shared by many threads: there are few workgroups to fill a GPU with.
-    counts = (64, 128, 256) if caps.emulated or _short(spec) else (256, 128, 64)
-    decode: list[Kinds] = [
-        Decode(n) for n in counts
-        if n <= limit and _decode_storage(spec, n) <= caps.max_workgroup_storage
-    ]  # fmt: skip
+    flash = _flash(spec, caps)
+    decode = _decode(spec, caps)
     if isinstance(spec.q_len, int) and spec.q_len <= 4:
         return [*decode, *flash[:6]]
     through = [k for k in flash if k.staged]
@@ -141,17 +199,81 @@ def space(spec: Attention, caps: WgslCaps) -> list[Kinds]:
     if not large:
         through.sort(key=lambda k: (k.bq > 16, k.threads < 64, -k.threads))
     direct = [k for k in flash if not k.staged]
-    direct.sort(key=lambda k: k.tq * _v_columns(k, spec.v_dim) > 16)
+    direct.sort(key=lambda k: k.tq * _v_columns(k.bk // k.tk, spec.v_dim) > 16)
+    tiles = [] if caps.emulated else _tiles(spec, caps)
+    if tiles:
+        return [*tiles[:16], *through[:3], *direct[:2], *decode[:1]]
     return [*through[:10], *direct[:6], *decode]
 
 
-def _short(spec: Attention) -> bool:
-    return isinstance(spec.kv_len, int) and spec.kv_len <= 64
+def _fits(spec: Attention, k: Kinds, caps: WgslCaps) -> bool:
+    limit = min(caps.max_invocations, caps.max_workgroup_size[0])
+    return k.threads <= limit and _storage(spec, k) <= caps.max_workgroup_storage
 
 
-def _decode_storage(spec: Attention, threads: int) -> int:
+def _flash(spec: Attention, caps: WgslCaps) -> list[Flash]:
+    found = []
+    # A query that is computed is computed once, and staged.
+    for staged in (True, False) if spec.query is None else (True,):
+        for shape in _BLOCKS:
+            k = Flash(*shape, staged)
+            # More accumulators than this would leave the registers.
+            few = k.tq * _v_columns(k.bk // k.tk, spec.v_dim) <= 32
+            if k.threads >= 32 and few and _fits(spec, k, caps):
+                found.append(k)
+    return found
+
+
+def _decode(spec: Attention, caps: WgslCaps) -> list[Kinds]:
+    # A query's keys are shared by many threads: there are few workgroups to fill a GPU with.
+    short = isinstance(spec.kv_len, int) and spec.kv_len <= 64
+    counts = (64, 128, 256) if caps.emulated or short else (256, 128, 64)
+    whole = [Decode(n) for n in counts]
+    divided = [Decode(n, splits) for n in (64, 128, 256) for splits in (8, 16, 4)]
+    if caps.emulated or short:
+        divided = []
+    return [
+        k for k in (*divided, *whole) if _some_keys(spec, k, k.threads) and _fits(spec, k, caps)
+    ]
+
+
+def _tiles(spec: Attention, caps: WgslCaps) -> list[Tiles]:
     d4 = -(-spec.head_dim // 4)
-    return 16 * d4 + 4 * threads + 16 * threads
+    found = []
+    for shape in _TILES:
+        fields = dict.fromkeys([d4, *(n for n in (8, 4) if n < d4 and d4 % n == 0)])
+        for dc in fields:
+            for splits in (1, 2, 4, 8):
+                k = Tiles(*shape, dc, splits)
+                few = k.tq * _v_columns(k.bk // 4, spec.v_dim) <= 32
+                if few and _some_keys(spec, k, 2 * k.bk) and _fits(spec, k, caps):
+                    found.append(k)
+    return sorted(found, key=lambda k: _cycles(spec, k, caps))
+
+
+def _some_keys(spec: Attention, k: Tiles | Decode, least: int) -> bool:
+    """Whether each part has as many."""
+    return k.splits == 1 or not isinstance(spec.kv_len, int) or spec.kv_len >= k.splits * least
+
+
+def _cycles(spec: Attention, k: Tiles, caps: WgslCaps) -> float:
+    """An estimate that orders candidates, as in `product_space`."""
+    batch, q, n = (x if isinstance(x, int) else u for x, u in
+                   ((spec.batch, 1), (spec.q_len, _USUAL), (spec.kv_len, _USUAL)))  # fmt: skip
+    groups = batch * spec.heads * -(-q // k.bq) * k.splits
+    waves = max(1.0, groups / caps.fill)
+    beside = min(4.0, waves)
+    rate = min(128.0, k.threads * beside * 0.65)
+    busy = min(1.0, k.tq / (k.tq + 4) * 4 / 3.6)
+    steps = -(-n // (k.bk * k.splits))
+    work = k.bq * k.bk * (spec.head_dim + spec.v_dim + 30) / rate / busy
+    chunks = -(-spec.head_dim // (4 * k.dc))
+    wait = (300 + 150 * chunks) / beside
+    join = 6700 + batch * spec.heads * q * spec.v_dim * k.splits * 8 / 1100
+    return waves * steps * (work + wait) + (join if k.splits > 1 else 0)
+
+
+_USUAL = 256
 
 
 def render(spec: Attention, knobs: Kinds) -> WgslKernel:
@@ -166,43 +288,113 @@ def render(spec: Attention, knobs: Kinds) -> WgslKernel:
     if spec.bias is not None:
         params = {sc.axis(i): (name, "i32") for i, name in enumerate("bhij")}
         module.function("bias_at", params, spec.bias)
+    split = not isinstance(knobs, Flash) and knobs.splits > 1
+    if split:
+        module.scratch.append(("partial_rows", "vec4<f32>"))
+    else:
+        _define_put(module, spec)
+    rows = fold_grid(_workgroups(spec, knobs) * _parts(spec, knobs))
+    fields = _fields(spec, knobs, module, split)
+    template = {Flash: "attention", Tiles: "attention_tiles", Decode: "attention_decode"}
+    first = module.dispatch(template[type(knobs)], fields, rows, with_output=not split)
+    name = f"attention_{_name(knobs)}"
+    if not split:
+        return WgslKernel(name, (first,), (), module.features())
+    last = Module(spec.operands, spec.output, spec.n_args)
+    _define_put(last, spec)
+    last.scratch.append(("partial_rows", "vec4<f32>"))
+    second = _join(spec, knobs, last)
+    elements = spec.batch * spec.heads * spec.q_len * (-(-spec.v_dim // 4) + 1)
+    features = dict.fromkeys([*module.features(with_output=False), *last.features()])
+    partial = elements * _parts(spec, knobs) * 16
+    return WgslKernel(name, (first, second), (partial,), tuple(features))
+
+
+def _define_put(module: Module, spec: Attention) -> None:
     module.puts(
         sc.acc(), _index(spec.out), ("b", "h", "i", "d"), Type.F32,
         lane=3, lane_size=spec.v_dim, guarded=frozenset(range(len(spec.operands))),
     )  # fmt: skip
-    scale = literal(sc.const(spec.scale).value, Type.F32, module.helpers)
-    nothing = 0.0 if spec.zero_masked_rows else float("nan")
-    masked_row = literal(nothing, Type.F32, module.helpers)
-    d4, v4 = -(-spec.head_dim // 4), -(-spec.v_dim // 4)
-    common = {
-        "batch": dim_text(spec.batch), "heads": spec.heads, "repeat": spec.heads // spec.kv_heads,
-        "q_len": dim_text(spec.q_len), "kv_len": dim_text(spec.kv_len), "scale": scale,
-        "causal": spec.causal, "bias": spec.bias is not None, "masked_row": masked_row,
-        "head": module.head(), "d4": d4, "v4": v4,
-    }  # fmt: skip
-    pairs: Dim = spec.batch * spec.heads
+
+
+def _workgroups(spec: Attention, knobs: Kinds) -> Dim:
+    """Of one part of the keys."""
+    blocks = spec.q_len if isinstance(knobs, Decode) else ceildiv(spec.q_len, knobs.bq)
+    return spec.batch * spec.heads * blocks
+
+
+def _parts(spec: Attention, knobs: Kinds) -> Dim:
+    """Into how many parts the keys are cut."""
+    if isinstance(knobs, Flash):
+        return 1
+    most = ceildiv(spec.kv_len, knobs.threads if isinstance(knobs, Decode) else 2 * knobs.bk)
+    return parts(knobs.splits, _workgroups(spec, knobs), most)
+
+
+def _name(knobs: Kinds) -> str:
+    if isinstance(knobs, Flash):
+        return f"{knobs.bq}x{knobs.bk}_{knobs.tq}x{knobs.tk}{'s' if knobs.staged else ''}"
+    split = f"_split{knobs.splits}" if knobs.splits > 1 else ""
     if isinstance(knobs, Decode):
-        parts = 1
-        while parts * 2 * v4 <= knobs.threads:
-            parts *= 2
-        fields = DecodeFields(
-            threads=knobs.threads,
-            parts=parts,
-            v_columns=-(-v4 * parts // knobs.threads),
-            **common,  # type: ignore[arg-type]
-        )
-        grid = fold_grid(pairs * spec.q_len)
-        one = module.dispatch("attention_decode", fields, grid)
-        name = f"attention_decode_{knobs.threads}"
-    else:
-        tiles = FlashFields(
+        return f"decode_{knobs.threads}{split}"
+    return f"tiles_{knobs.bq}x{knobs.bk}_{knobs.tq}x4_{knobs.dc}{split}"
+
+
+def _fields(
+    spec: Attention, knobs: Kinds, module: Module, split: bool
+) -> FlashFields | TilesFields | DecodeFields:
+    d4, v4 = -(-spec.head_dim // 4), -(-spec.v_dim // 4)
+    common: dict[str, Any] = {
+        "batch": dim_text(spec.batch), "heads": spec.heads, "repeat": spec.heads // spec.kv_heads,
+        "q_len": dim_text(spec.q_len), "kv_len": dim_text(spec.kv_len),
+        "scale": literal(sc.const(spec.scale).value, Type.F32, module.helpers),
+        "causal": spec.causal, "bias": spec.bias is not None,
+        "masked_row": _masked_row(spec, module), "d4": d4, "v4": v4,
+    }  # fmt: skip
+    common["head"] = module.head(with_output=not split)
+    if isinstance(knobs, Flash):
+        across = knobs.bk // knobs.tk
+        return FlashFields(
             bq=knobs.bq, bk=knobs.bk, tq=knobs.tq, tk=knobs.tk, staged=knobs.staged,
-            v_columns=_v_columns(knobs, spec.v_dim), **common,  # type: ignore[arg-type]
+            v_columns=_v_columns(across, spec.v_dim), **common,
         )  # fmt: skip
-        grid = fold_grid(pairs * ceildiv(spec.q_len, knobs.bq))
-        one = module.dispatch("attention", tiles, grid)
-        name = f"attention_{knobs.bq}x{knobs.bk}_{knobs.tq}x{knobs.tk}{'s' if knobs.staged else ''}"
-    return WgslKernel(name, (one,), (), module.features())
+    common |= {"split": split, "parts": dim_text(_parts(spec, knobs))}
+    if isinstance(knobs, Tiles):
+        return TilesFields(
+            bq=knobs.bq, bk=knobs.bk, tq=knobs.tq, dc=knobs.dc, chunks=-(-d4 // knobs.dc),
+            v_columns=_v_columns(knobs.bk // 4, spec.v_dim), **common,
+        )  # fmt: skip
+    shares = 1
+    while shares * 2 * v4 <= knobs.threads:
+        shares *= 2
+    columns = -(-v4 * shares // knobs.threads)
+    return DecodeFields(threads=knobs.threads, shares=shares, v_columns=columns, **common)
+
+
+def _masked_row(spec: Attention, module: Module) -> str:
+    nothing = 0.0 if spec.zero_masked_rows else float("nan")
+    return literal(nothing, Type.F32, module.helpers)
+
+
+_JOIN_WORKGROUP = 64
+
+
+def _join(spec: Attention, knobs: Kinds, module: Module) -> Pass:
+    v4 = -(-spec.v_dim // 4)
+    masked_row = _masked_row(spec, module)
+    fields = JoinFields(
+        head=module.head(),
+        workgroup=_JOIN_WORKGROUP,
+        v4=v4,
+        parts=dim_text(_parts(spec, knobs)),
+        batch=dim_text(spec.batch),
+        heads=spec.heads,
+        q_len=dim_text(spec.q_len),
+        kv_len=dim_text(spec.kv_len),
+        masked_row=masked_row,
+    )
+    threads = spec.batch * spec.heads * spec.q_len * v4
+    return module.dispatch("attention_join", fields, fold_grid(ceildiv(threads, _JOIN_WORKGROUP)))
 
 
 def _index(view: View) -> sc.Scalar:

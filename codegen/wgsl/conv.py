@@ -109,7 +109,7 @@ def render(spec: Conv, knobs: core.Knobs | Depthwise) -> WgslKernel:
 
     if spec.operands[1] is Storage.I8:
         return int8.render(product_of(spec), knobs, "conv", module, define_a, put)
-    return core.render(product_of(spec), knobs, core.Parts("conv", module, loads, put))
+    return core.render(product_of(spec), knobs, core.Pieces("conv", module, loads, put))
 
 
 def _pixel(spec: Conv, m: Scalar) -> list[Scalar]:

@@ -92,8 +92,8 @@ def render(
             "put4_scaled(z, m, n, acc * scale);",
         ])  # fmt: skip
 
-    parts = core.Parts(f"{name}_int8", with_ranges, loads, scaled_put)
-    made = core.render(p, knobs, parts)
+    pieces = core.Pieces(f"{name}_int8", with_ranges, loads, scaled_put)
+    made = core.render(p, knobs, pieces)
     if exact:
         return made
     rows = p.z * p.m

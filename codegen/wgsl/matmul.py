@@ -105,7 +105,7 @@ def render(spec: Matmul, knobs: core.Knobs | FewBlocks) -> WgslKernel:
         return blocks.render_few(product_of(spec), spec.blocks, knobs, made, "matmul_blocks")
     if spec.blocks is None and spec.operands[1] is Storage.I8:
         return int8.render(product_of(spec), knobs, "matmul", module, define_a, put)
-    return core.render(product_of(spec), knobs, core.Parts("matmul", module, loads, put))
+    return core.render(product_of(spec), knobs, core.Pieces("matmul", module, loads, put))
 
 
 def split(flat: Scalar, shape: tuple[Dim, ...]) -> list[Scalar]:

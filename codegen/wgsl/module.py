@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 
 from .. import scalar as sc
-from ..dims import Dim, ceildiv, dim_min, product
+from ..dims import Dim, ceildiv, dim_max, dim_min, product
 from ..scalar import Op, Scalar, Type
 from ..spec import Storage
 from .kernel import Binding, Pass, Role
@@ -75,6 +75,22 @@ def fold_grid(workgroups: Dim) -> tuple[Dim, Dim, Dim]:
     if isinstance(workgroups, int) and workgroups <= MAX_GRID:
         return (workgroups, 1, 1)
     return (dim_min(workgroups, MAX_GRID), ceildiv(workgroups, MAX_GRID), 1)
+
+
+ENOUGH = 512
+"""Workgroups of a device of today that it has use for: more of them, and each waits."""
+
+
+def parts(splits: int, workgroups: Dim, most: Dim = ENOUGH) -> Dim:
+    """How many workgroups share what one would do, at most `splits` and `most`.
+
+    Where all sizes are known that has been decided. Where they are not, no more than the device has
+    use for: so that large sizes are left whole, and partial results stay small.
+    """
+    if splits == 1 or (isinstance(workgroups, int) and isinstance(most, int)):
+        return splits
+    wanted = ceildiv(ENOUGH, dim_max(workgroups, 1))
+    return dim_max(dim_min(splits, wanted, most), 1)
 
 
 def dim_text(dim: Dim) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 from ..dims import Dim, ceildiv
 from .kernel import Pass, WgslKernel
-from .module import Module, dim_multiple, dim_text, fold_grid
+from .module import Module, dim_multiple, dim_text, fold_grid, parts
 
 
 class Order(enum.Enum):
@@ -164,7 +164,7 @@ class StagedFields:
     b_along_n: bool
     check_k: bool
     split: bool
-    splits: int
+    parts: str  # of the k axis
     prepares: bool
     a_loads: int  # vec4s per thread and step
     b_loads: int
@@ -230,7 +230,7 @@ class FinishFields:
 
     head: str
     workgroup: int
-    splits: int
+    parts: str
     m: str
     quads: str
     z: str
@@ -246,7 +246,7 @@ def rows_and_threads(knobs: Knobs) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Pieces:
     """What the caller defines: an empty module, then `loads` (a_at, a_load, b_load) and `put`
     (put4) for one. A split product has them in different shaders."""
 
@@ -256,19 +256,19 @@ class Parts:
     put: Callable[[Module], None]
 
 
-def render(p: Product, knobs: Knobs, parts: Parts) -> WgslKernel:
-    module = parts.module()
-    parts.loads(module)
+def render(p: Product, knobs: Knobs, pieces: Pieces) -> WgslKernel:
+    module = pieces.module()
+    pieces.loads(module)
     if isinstance(knobs, (Tile, Matrix)) and knobs.splits > 1:
-        return _render_split(p, knobs, module, parts)
-    parts.put(module)
+        return _render_split(p, knobs, module, pieces)
+    pieces.put(module)
     if isinstance(knobs, Few):
         one = _few_pass(p, knobs, module)
     elif isinstance(knobs, Direct):
         one = _direct_pass(p, knobs, module)
     else:
         one = _staged_pass(p, knobs, module)
-    return WgslKernel(f"{parts.name}_{_name(knobs)}", (one,), (), module.features())
+    return WgslKernel(f"{pieces.name}_{_name(knobs)}", (one,), (), module.features())
 
 
 def _name(knobs: Knobs) -> str:
@@ -347,7 +347,7 @@ def _staged_pass(p: Product, t: Tile | Matrix, module: Module) -> Pass:
         "b_along_n": p.b is Order.N,
         "check_k": check_k,
         "split": split,
-        "splits": t.splits,
+        "parts": dim_text(_parts(p, t)),
         "prepares": p.prepares,
         "a_loads": t.bm * t.bk // 4 // t.threads,
         "b_loads": t.bn * t.bk // 4 // t.threads,
@@ -369,24 +369,33 @@ def _staged_pass(p: Product, t: Tile | Matrix, module: Module) -> Pass:
             a_pad=t.a_pad,
             b_pad=_B_PAD[p.b],
         )
-    grid = fold_grid(ceildiv(p.m, t.bm) * ceildiv(p.n, t.bn) * p.z * t.splits)
+    grid = fold_grid(_workgroups(p, t) * _parts(p, t))
     return module.dispatch(template, fields, grid, with_output=not split)
+
+
+def _workgroups(p: Product, t: Tile | Matrix) -> Dim:
+    """Of one part of the k axis."""
+    return ceildiv(p.m, t.bm) * ceildiv(p.n, t.bn) * p.z
+
+
+def _parts(p: Product, t: Tile | Matrix) -> Dim:
+    return parts(t.splits, _workgroups(p, t))
 
 
 _FINISH_WORKGROUP = 64
 
 
-def _render_split(p: Product, t: Tile | Matrix, module: Module, parts: Parts) -> WgslKernel:
+def _render_split(p: Product, t: Tile | Matrix, module: Module, pieces: Pieces) -> WgslKernel:
     module.scratch.append(("partial_sums", "vec4<f32>"))
     first = _staged_pass(p, t, module)
-    last = parts.module()
-    parts.put(last)
+    last = pieces.module()
+    pieces.put(last)
     last.scratch.append(("partial_sums", "vec4<f32>"))
     quads = ceildiv(p.n, 4)
     fields = FinishFields(
         head=last.head(),
         workgroup=_FINISH_WORKGROUP,
-        splits=t.splits,
+        parts=dim_text(_parts(p, t)),
         m=dim_text(p.m),
         quads=dim_text(quads),
         z=dim_text(p.z),
@@ -394,8 +403,8 @@ def _render_split(p: Product, t: Tile | Matrix, module: Module, parts: Parts) ->
     grid = fold_grid(ceildiv(p.z * p.m * quads, _FINISH_WORKGROUP))
     second = last.dispatch("product_finish", fields, grid)
     return WgslKernel(
-        f"{parts.name}_{_name(t)}",
+        f"{pieces.name}_{_name(t)}",
         (first, second),
-        (p.z * p.m * quads * (16 * t.splits),),
+        (p.z * p.m * quads * 16 * _parts(p, t),),
         tuple(dict.fromkeys([*module.features(with_output=False), *last.features()])),
     )

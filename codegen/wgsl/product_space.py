@@ -10,7 +10,9 @@ from .product import Direct, Few, Knobs, Matrix, Order, Product, Tile
 
 _TILES = (
     # (bm, bn, bk, tm, tn), large to small
-    (128, 128, 8, 8, 8), (128, 128, 16, 8, 8), (128, 64, 8, 8, 8), (128, 64, 16, 8, 8),
+    (128, 128, 8, 8, 8), (128, 128, 16, 8, 8), (128, 128, 32, 8, 8), (128, 64, 8, 8, 8),
+    (128, 64, 16, 8, 8), (128, 64, 32, 8, 8), (64, 128, 32, 8, 8), (64, 64, 32, 8, 8),
+    (64, 32, 32, 8, 4), (32, 64, 32, 4, 8), (128, 32, 16, 8, 4), (32, 32, 32, 8, 4),
     (64, 128, 8, 8, 8), (64, 128, 16, 8, 8), (64, 64, 8, 8, 4), (64, 64, 16, 8, 4),
     (64, 64, 16, 4, 4), (64, 64, 16, 8, 8), (64, 64, 32, 8, 4), (64, 32, 16, 4, 4),
     (64, 32, 32, 4, 4), (32, 64, 16, 4, 4), (32, 64, 32, 4, 4), (32, 32, 32, 4, 4),
@@ -90,13 +92,8 @@ def _splits(p: Product, bk: int) -> list[int]:
     """Into how many parts the k axis may be cut."""
     k = p.k if isinstance(p.k, int) else 64
     elements = p.z * p.m * ceildiv(p.n, 4) * 4
-    if isinstance(elements, int):
-        room = _MOST_PARTIAL // (4 * max(elements, 1))
-    elif isinstance(p.n, int):
-        # Of whatever size the product turns out to be, partial sums take no more than A does.
-        room = k // max(p.n, 1) if isinstance(p.k, int) else 1
-    else:
-        room = 1
+    # Of a size known at run time only, a product is cut where it is small (`module.parts`).
+    room = _MOST_PARTIAL // (4 * max(elements, 1)) if isinstance(elements, int) else 16
     return [s for s in (1, 2, 4, 8, 16) if s == 1 or (k >= s * bk * 4 and s <= room)]
 
 

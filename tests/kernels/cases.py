@@ -432,6 +432,15 @@ def one_of_each() -> Iterator[tuple[str, Case]]:
     yield "attention-causal", attention_case(2, 4, 2, 9, 20, 16, 20, causal=True, dynamic=True)
     yield "attention-mask", attention_case(2, 2, 1, 9, 20, 10, 7, mask="some")
     yield "attention-decode", attention_case(1, 4, 2, 1, 70, 64, 64, causal=True)
+    yield "attention-long", attention_case(1, 2, 1, 40, 300, 64, 64, dynamic=True)
+    yield (
+        "attention-long-causal",
+        attention_case(1, 2, 1, 20, 520, 12, 16, causal=True, mask="some"),
+    )
+    yield (
+        "attention-decode-long",
+        attention_case(2, 4, 2, 1, 600, 16, 12, causal=True, dynamic=True),
+    )
     yield "attention-wide", attention_case(1, 1, 1, 9, 12, 512, 512)
 
 
