@@ -111,9 +111,11 @@ def _features(kernels: Sequence[WgslKernel]) -> set[str]:
     return {name for kernel in kernels for name in kernel.features}
 
 
-def choose_variant(variants: Iterable[tuple[str, Sequence[str]]], offers: Collection[str]) -> str:
-    """The first of (name, needs) whose needs a device meets that offers these."""
-    return next(name for name, needs in variants if set(needs) <= set(offers))
+def fitting_variants(
+    variants: Iterable[tuple[str, Sequence[str]]], offers: Collection[str]
+) -> list[str]:
+    """Those of (name, needs) whose needs a device meets that offers these; the first is for it."""
+    return [name for name, needs in variants if set(needs) <= set(offers)]
 
 
 def wasm_code(

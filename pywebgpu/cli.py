@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -74,6 +74,16 @@ From = Annotated[
         "--from",
         help="What MODEL is: an ONNX file; module:function, which returns a torch module and "
         "example inputs; a folder of transformers' save_pretrained.",
+    ),
+]
+
+
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="GPU",
+        help="For webgpu: a number or part of a name that `info --devices` lists, or low-power or "
+        "high-performance.",
     ),
 ]
 
@@ -163,6 +173,20 @@ def _onnx_file(model: str, source: Source, say: ProgressFunction) -> Iterator[Pa
         else:
             write_transformers(_existing(Path(model), "folder"), path)
         yield path
+
+
+def _gpu_options(device: str | None, provider: Provider) -> dict[str, Any]:
+    """What a session and the tuner take for a `--device` that was given."""
+    if device is None:
+        return {}
+    if provider is not Provider.webgpu:
+        raise InputError(
+            "a GPU is for the webgpu provider", where=f"--device {device}", got=provider.value,
+            remedy="Add --provider webgpu",
+        )  # fmt: skip
+    from .executors.wgpu_adapter import chosen_by
+
+    return chosen_by(device)
 
 
 def _parse_dims(options: list[str]) -> dict[str, int]:
@@ -339,6 +363,7 @@ def tune(
     provider: Annotated[
         Provider, typer.Option(help="webgpu: this machine's GPU; wasm: its CPU.")
     ] = Provider.wasm,
+    device: Device = None,
     budget: Annotated[float, typer.Option(metavar="SECONDS", help="How long to measure.")] = 20.0,
     dim: Annotated[
         list[str] | None,
@@ -362,9 +387,15 @@ def tune(
 
     _existing(model, "model or bundle")
     before = load_records(out) if out.exists() else ()
+    chosen = _gpu_options(device, provider)
     with progress_bar(json) as progress:
         report = tune_model(
-            model, provider.value, dims=_parse_dims(dim or []), budget_s=budget, progress=progress
+            model,
+            provider.value,
+            dims=_parse_dims(dim or []),
+            budget_s=budget,
+            progress=progress,
+            **chosen,
         )
     save_records(out, merge(before, report.records))
     if json:
@@ -437,6 +468,7 @@ def run(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads for wasm; by default one per processor.")
     ] = None,
+    device: Device = None,
     repeat: Annotated[int, typer.Option(min=1, help="Timed runs, after a first one.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of the random inputs.")] = 0,
     save: Annotated[
@@ -453,6 +485,8 @@ def run(
     Examples:
       pywebgpu run model.onnx --provider webgpu --compare onnxruntime
       pywebgpu run bundle --provider wasm --dim batch=1 --dim sequence=128 --json
+      pywebgpu run bundle --provider webgpu --device 1
+      pywebgpu run bundle --provider webgpu --device low-power
       pywebgpu run model.onnx --feed image=digit.npy --save outputs.npz
     """
     from .compare import run_model
@@ -470,7 +504,7 @@ def run(
             compare=compare,
             repeat=repeat,
             seed=seed,
-            session_options={"threads": threads},
+            session_options={"threads": threads, **_gpu_options(device, provider)},
             progress=progress,
         )
     if save is not None:
@@ -507,6 +541,9 @@ def info(
     device: Annotated[
         bool, typer.Option("--device", help="Measure what WebAssembly can do on this machine.")
     ] = False,
+    devices: Annotated[
+        bool, typer.Option("--devices", help="List the GPUs of this machine, for --device of run.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Describe this machine, an ONNX file or a bundle. Builds nothing.
@@ -515,18 +552,43 @@ def info(
     Examples:
       pywebgpu info                  versions, GPUs and engines found here
       pywebgpu info --device         multiply-adds, registers, caches, threads: micro-benchmarks
+      pywebgpu info --devices        GPUs by number: name, backend, limits, features
       pywebgpu info model.onnx       inputs, outputs, operators
       pywebgpu info bundle --json    inputs, outputs, files
     """
-    from .describe import describe, describe_device, describe_machine
+    from .describe import describe, describe_device, describe_devices, describe_machine
 
-    if device and path is not None:
-        raise InputError("--device is about this machine", got=path, remedy="Leave the path out.")
-    facts = describe_device() if device else describe_machine() if path is None else describe(path)
+    if (device or devices) and path is not None:
+        option = "--devices" if devices else "--device"
+        raise InputError(f"{option} is about this machine", got=path, remedy="Leave the path out.")
+    if devices:
+        facts = describe_devices()
+    elif device:
+        facts = describe_device()
+    else:
+        facts = describe_machine() if path is None else describe(path)
     if json:
         print_json(facts)
+    elif devices:
+        _print_devices(facts)
     else:
         print_facts(facts)
+
+
+def _print_devices(facts: dict[str, Any]) -> None:
+    for adapter in facts["adapters"]:
+        default = ", the default" if adapter["name"] == facts["default"] else ""
+        limits = adapter["limits"]
+        smallest, largest = adapter["subgroup_sizes"]
+        print(f"{adapter['index']}  {adapter['name']}: {adapter['kind']}{default}")
+        print(f"   driver    {adapter['driver']}")
+        print(
+            f"   binds     {human_bytes(limits['max-storage-buffer-binding-size'])} at once; "
+            f"workgroups of {limits['max-compute-invocations-per-workgroup']} with "
+            f"{human_bytes(limits['max-compute-workgroup-storage-size'])}"
+        )
+        sizes = f" (of {smallest} to {largest})" if largest else ""
+        print(f"   features  {', '.join(adapter['features']) or 'none'}{sizes}")
 
 
 @app.command()

@@ -40,6 +40,17 @@ def describe_device() -> dict[str, Any]:
     return {"engine": _wasm()["engine"], **profile_wasmtime().to_json()}
 
 
+def describe_devices() -> dict[str, Any]:
+    """The GPUs that `--device` and a session's `adapter` choose from."""
+    from .executors.wgpu_adapter import REMEDY, choose, describe, list_adapters
+
+    adapters = list_adapters()
+    if not adapters:
+        raise DeviceError("no WebGPU adapter", where="webgpu", remedy=REMEDY)
+    default = describe(choose("high-performance")).name
+    return {"default": default, "adapters": [adapter.to_json() for adapter in adapters]}
+
+
 def _package_version(name: str) -> str | None:
     try:
         return version(name)
@@ -57,7 +68,7 @@ def _wasm() -> dict[str, Any]:
 
 
 def _webgpu() -> dict[str, Any]:
-    from .executors.wgpu_device import REMEDY, list_adapters
+    from .executors.wgpu_adapter import REMEDY, list_adapters
 
     try:
         adapters = list_adapters()
@@ -65,7 +76,7 @@ def _webgpu() -> dict[str, Any]:
         return {"available": False, "why": error.what, "remedy": error.remedy, "adapters": []}
     if not adapters:
         return {"available": False, "why": "no adapter", "remedy": REMEDY, "adapters": []}
-    return {"available": True, "adapters": adapters}
+    return {"available": True, "adapters": [adapter.name for adapter in adapters]}
 
 
 def describe(path: Path) -> dict[str, Any]:

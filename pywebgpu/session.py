@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .build import NO_WINNERS, WasmCode, choose_variant, wasm_code, wgsl_kernels
+from .build import NO_WINNERS, WasmCode, fitting_variants, wasm_code, wgsl_kernels
 from .bundle import Bundle
 from .codegen.caps import WGSL_VARIANTS
 from .codegen.dims import dim_str
@@ -32,7 +32,7 @@ from .specialise import Specialising, compile_or_wait, key_of
 
 if TYPE_CHECKING:
     from .executors.gpu_tensor import GpuTensor
-    from .executors.wgpu_executor import Profile, WgpuExecutor
+    from .executors.wgpu_executor import Profile
     from .tune_session import Tuning
 
 Array = np.ndarray[Any, Any]
@@ -139,6 +139,7 @@ class InferenceSession:
         self._inputs, self._outputs = self._plan.inputs, self._plan.outputs
         self._options = {"adapter": adapter, "power_preference": power_preference}
         self._threads = threads
+        self._code = code
         self._executor = self._start(code, wanted, threads)
         self._made: OrderedDict[object, tuple[Plan, Executor]] = OrderedDict()
         self._warned = False
@@ -170,18 +171,20 @@ class InferenceSession:
         )
 
     def _webgpu(self, code: _Code) -> Executor:
-        from .executors.wgpu_device import Gpu
+        from .executors.wgpu_device import Gpu, ShaderError
         from .executors.wgpu_executor import WgpuExecutor
 
         options: Any = self._options
-        adapter = options["adapter"]
-        gpu = Gpu(
-            options["power_preference"],
-            name=adapter if isinstance(adapter, str) else None,
-            index=adapter if isinstance(adapter, int) else None,
-        )
-        kernels = code.wgsl(choose_variant(code.variants(), gpu.offers()))
-        return WgpuExecutor(code.plan, kernels, code.weights(), gpu=gpu)
+        gpu = Gpu.chosen(options["adapter"], options["power_preference"])
+        names = fitting_variants(code.variants(), gpu.offers())
+        for name in names:
+            try:
+                return WgpuExecutor(code.plan, code.wgsl(name), code.weights(), gpu=gpu)
+            except ShaderError as error:
+                if name == names[-1]:
+                    raise
+                warnings.warn(f"without the {name} shaders: {error}", RuntimeWarning, stacklevel=4)
+        raise AssertionError("the last variant runs on every device")
 
     @property
     def provider(self) -> str:
@@ -213,7 +216,8 @@ class InferenceSession:
         return [self.provider]
 
     def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[Array]:
-        """The named outputs (None: all), in that order.
+        """The named outputs (None: all), in that order. After a GPU device was lost the session
+        loads its model on a new one and repeats the run, once: not where a feed lay on that device.
 
         Raises:
             InputError: a feed has a wrong name, shape, dtype or value.
@@ -221,12 +225,38 @@ class InferenceSession:
             DeviceError: the device failed or has not enough memory.
         """
         with self._turn:
-            executor, feeds = self._executor, input_feed
-            if self._special:
-                executor, feeds = self._executor_for(self._special, input_feed)
-            results = executor.run(feeds, output_names)
+            results = self._surviving(
+                input_feed, lambda executor, feeds: executor.run(feeds, output_names)
+            )
         names = [p.name for p in self._outputs] if output_names is None else output_names
         return [results[name] for name in names]
+
+    def _surviving(
+        self, given: Mapping[str, Any], play: Callable[[Any, Mapping[str, Any]], Any]
+    ) -> Any:
+        """What `play(executor, feeds)` gives; once more where the device is lost meanwhile."""
+        executor, feeds = self._seat(given)
+        try:
+            return play(executor, feeds)
+        except DeviceError:
+            if not executor.lost:
+                raise
+            self._replace(executor)
+            if any(hasattr(feed, "gpu") for feed in given.values()):
+                raise  # a GpuTensor is gone with its device
+        return play(*self._seat(given))
+
+    def _seat(self, given: Mapping[str, Any]) -> tuple[Executor, Mapping[str, Any]]:
+        if self._special:
+            return self._executor_for(self._special, given)
+        return self._executor, given
+
+    def _replace(self, lost: Executor) -> None:
+        """Another executor in place of one whose device is lost; of a specialised model, all are
+        made again when they are needed."""
+        made = self._start(self._code, [lost.provider], self._threads)
+        self._made.clear()
+        self._executor = made
 
     def upload(self, feeds: Mapping[str, Any]) -> dict[str, GpuTensor]:
         """Some of the inputs as tensors on the GPU, to be fed again and again.
@@ -234,7 +264,12 @@ class InferenceSession:
         Raises:
             InputError: the session does not run on a GPU, or a feed does not fit.
         """
-        return self._gpu("upload").upload(feeds)
+        self._check_gpu("upload")
+        with self._turn:
+            found: dict[str, GpuTensor] = self._surviving(
+                {}, lambda executor, _: executor.upload(feeds)
+            )
+        return found
 
     def run_on_gpu(
         self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]
@@ -244,7 +279,11 @@ class InferenceSession:
         Raises:
             InputError: as `run`, or the session does not run on a GPU.
         """
-        results = self._gpu("run_on_gpu").run_on_gpu(input_feed, output_names)
+        self._check_gpu("run_on_gpu")
+        with self._turn:
+            results = self._surviving(
+                input_feed, lambda executor, feeds: executor.run_on_gpu(feeds, output_names)
+            )
         names = [p.name for p in self._outputs] if output_names is None else output_names
         return [results[name] for name in names]
 
@@ -254,9 +293,14 @@ class InferenceSession:
         Raises:
             InputError: as `run`, or the session does not run on a GPU.
         """
-        return self._gpu("profile").profile(input_feed, repeats)
+        self._check_gpu("profile")
+        with self._turn:
+            found: Profile = self._surviving(
+                input_feed, lambda executor, feeds: executor.profile(feeds, repeats)
+            )
+        return found
 
-    def _gpu(self, what: str) -> WgpuExecutor:
+    def _check_gpu(self, what: str) -> None:
         if self.provider != "webgpu" or self._special:
             raise InputError(
                 "needs a session on a GPU, without inputs that decide shapes",
@@ -265,9 +309,6 @@ class InferenceSession:
                 expected="webgpu",
                 remedy='InferenceSession(model, providers=["webgpu"])',
             )
-        found: Any = self._executor
-        executor: WgpuExecutor = found
-        return executor
 
     def _executor_for(
         self, special: Specialising, given: Mapping[str, Any]
@@ -345,8 +386,10 @@ class InferenceSession:
 
     def _adopt(self, winners: Winners) -> None:
         assert not isinstance(self._source, Specialising)
-        made = self._start(_Code(self._source, winners), [self.provider], self._threads)
+        code = _Code(self._source, winners)
+        made = self._start(code, [self.provider], self._threads)
         with self._turn:
+            self._code = code
             old, self._executor = self._executor, made
             old.close()
 

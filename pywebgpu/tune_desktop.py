@@ -430,10 +430,13 @@ def tune_model(
     dims: Mapping[str, int] | None = None,
     budget_s: float = 20.0,
     progress: Callable[[str, int, int], None] | None = None,
+    adapter: str | int | None = None,
+    power_preference: str = "high-performance",
 ) -> TuneReport:
     """Measure the kernels of a model (an ONNX file or a bundle) on this machine.
 
     provider: "wasm" or "webgpu". dims: sizes of symbolic dimensions.
+    adapter, power_preference: which GPU, as `InferenceSession` has it.
 
     Raises:
         ModelError, UnsupportedError, BundleError: the model cannot be read or compiled.
@@ -453,7 +456,7 @@ def tune_model(
     if provider == "wasm":
         host, target = WasmtimeHost(), WasmTarget()
     else:
-        host = WgpuHost()
+        host = WgpuHost(Gpu.chosen(adapter, power_preference))
         target = WgslTarget(host.caps)
     asking = tune(work, target, host.features, budget_s, progress=progress)
     try:

@@ -39,6 +39,11 @@ class Executor(Protocol):
     device: str
     """For people: what it runs on."""
 
+    @property
+    def lost(self) -> bool:
+        """Whether the device is gone, so that no further run is possible."""
+        ...
+
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """The named outputs (all by default), in that order.
 

@@ -71,6 +71,7 @@ class WasmtimeExecutor:
     """See `base.Executor`. Not for use from several threads at once."""
 
     provider = "wasm"
+    lost = False
 
     def __init__(
         self,

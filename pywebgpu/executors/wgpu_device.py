@@ -1,4 +1,4 @@
-"""A GPU through wgpu-py: adapter and device, pipelines, bind groups. No plan, no feeds.
+"""A GPU through wgpu-py: its device, pipelines, bind groups. No plan, no feeds.
 
 What the executor, the kernel tests and the tuner share.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import itertools
 import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,88 +20,10 @@ from ..codegen.caps import WgslCaps
 from ..codegen.dims import evaluate
 from ..codegen.wgsl.kernel import Pass, Role, WgslKernel
 from ..errors import DeviceError
+from .wgpu_adapter import choose, describe, features, wgpu_module
 
-REMEDY = (
-    "Install a Vulkan driver for the GPU, or mesa's software one"
-    " (Debian and Ubuntu: apt-get install mesa-vulkan-drivers)"
-)
-
-# WebGPU's names and wgpu-native's: (wanted, as the adapter may list it).
-_FEATURES = {
-    "shader-f16": "shader-f16",
-    "timestamp-query": "timestamp-query",
-    "subgroups": "subgroup",
-}
-_RAISED_LIMITS = (
-    "max-storage-buffer-binding-size",
-    "max-buffer-size",
-    "max-compute-workgroup-storage-size",
-    "max-compute-invocations-per-workgroup",
-    "max-compute-workgroup-size-x",
-    "max-compute-workgroup-size-y",
-    "max-compute-workgroup-size-z",
-    "max-storage-buffers-per-shader-stage",
-)
 UNIFORM_ALIGNMENT = 256  # of offsets into a uniform buffer, on every device
 _POISON = 0x7FC0BAD1  # a NaN, and an unlikely integer
-
-
-def wgpu_module() -> Any:
-    """The `wgpu` package, imported late: it loads a driver."""
-    try:
-        import wgpu
-    except Exception as error:  # a missing wheel, or a library that does not load
-        raise DeviceError(
-            f"wgpu-py cannot be loaded: {error}", where="webgpu", remedy="pip install wgpu"
-        ) from error
-    return wgpu
-
-
-def list_adapters() -> list[str]:
-    """Names of the adapters, in the order of `index`."""
-    try:
-        return [_adapter_name(a) for a in wgpu_module().gpu.enumerate_adapters_sync()]
-    except RuntimeError:
-        return []
-
-
-def _adapter_name(adapter: Any) -> str:
-    info = adapter.info
-    return f"{info['device'] or info['description']} ({info['backend_type']})"
-
-
-def _subgroup_size(adapter: Any) -> tuple[int, int]:
-    """(0, 0) where the adapter does not say. wgpu-py renames the fields "subgroup_*" oddly."""
-    info = adapter.info
-    found = [next((int(v) for k, v in info.items() if k.endswith(f"group_{which}_size")), 0)
-             for which in ("min", "max")]  # fmt: skip
-    return found[0], found[1]
-
-
-def _choose(power_preference: str, name: str | None, index: int | None) -> Any:
-    gpu = wgpu_module().gpu
-    if name is None and index is None:
-        try:
-            return gpu.request_adapter_sync(power_preference=power_preference)
-        except RuntimeError as error:
-            raise DeviceError("no WebGPU adapter", where="webgpu", remedy=REMEDY) from error
-    try:
-        adapters = gpu.enumerate_adapters_sync()
-    except RuntimeError:
-        adapters = []
-    names = [_adapter_name(a) for a in adapters]
-    if not adapters:
-        raise DeviceError("no WebGPU adapter", where="webgpu", remedy=REMEDY)
-    if index is not None:
-        if 0 <= index < len(adapters):
-            return adapters[index]
-        raise DeviceError(
-            "no such adapter", where="webgpu", got=index, expected=f"0..{len(adapters) - 1}"
-        )
-    for adapter, full in zip(adapters, names, strict=True):
-        if str(name).lower() in full.lower():
-            return adapter
-    raise DeviceError("no such adapter", where="webgpu", got=name, expected=", ".join(names))
 
 
 BindGroups = dict[tuple[Any, ...], tuple[Any, list[Any]]]
@@ -116,6 +39,11 @@ class Dispatch:
     grid: tuple[int, int, int]
 
 
+class ShaderError(DeviceError):
+    """A shader that this device's driver does not compile, or computes wrongly: another form of the
+    kernel may do."""
+
+
 class Gpu:
     """One device. Buffers are `wgpu` buffers; sizes are bytes."""
 
@@ -126,30 +54,37 @@ class Gpu:
         index: int | None = None,
     ) -> None:
         self.wgpu = wgpu_module()
-        adapter = _choose(power_preference, name, index)
-        features = {ours for ours, theirs in _FEATURES.items()
-                    if theirs in adapter.features or ours in adapter.features}  # fmt: skip
-        asked = [_FEATURES[f] if _FEATURES[f] in adapter.features else f for f in sorted(features)]
-        limits = {n: adapter.limits[n] for n in _RAISED_LIMITS if n in adapter.limits}
+        adapter = choose(power_preference, name, index)
+        self.info = describe(adapter)
+        asked = features(adapter)
         try:
             self.device = adapter.request_device_sync(
-                required_features=asked, required_limits=limits
+                required_features=list(asked.values()), required_limits=self.info.limits
             )
         except Exception as error:
             raise DeviceError(f"the adapter gives no device: {error}", where="webgpu") from error
-        self.features = frozenset(features)
+        self.features = frozenset(asked)
         self.limits: Mapping[str, int] = dict(self.device.limits)
-        self.name = _adapter_name(adapter)
-        self.emulated = adapter.info.get("adapter_type") == "CPU"
+        self.name = self.info.name
+        self.emulated = self.info.kind == "CPU"
         """Shaders run on the CPU, as mesa's llvmpipe has it."""
-        self._subgroup_size = _subgroup_size(adapter)
+        self.lost: DeviceError | None = None
+        """Set when the device was found to be lost: nothing works on it any more."""
+        self._probe = self.buffer(16)
         self._staging: Any = None
         self._layouts: dict[tuple[str, ...], tuple[Any, Any]] = {}
         self._pipelines: dict[tuple[str, tuple[str, ...]], Any] = {}
 
+    @classmethod
+    def chosen(cls, adapter: str | int | None, power_preference: str) -> Gpu:
+        """By a number or part of a name, else by power preference."""
+        if isinstance(adapter, int):
+            return cls(index=adapter)
+        return cls(power_preference, name=adapter)
+
     def caps(self) -> WgslCaps:
         limit = self.limits
-        sizes = self._subgroup_size
+        sizes = self.info.subgroup_sizes
         return WgslCaps(
             max_workgroup_storage=limit["max-compute-workgroup-storage-size"],
             max_invocations=limit["max-compute-invocations-per-workgroup"],
@@ -170,11 +105,36 @@ class Gpu:
         found = set(self.features)
         if self.emulated:
             found.add("emulated")
-        if self._subgroup_size == (32, 32):
+        if self.info.subgroup_sizes == (32, 32):
             found.add("subgroups-of-32")
         if self.limits["max-compute-workgroup-storage-size"] >= 32 << 10:
             found.add("workgroup-storage-32k")
         return frozenset(found)
+
+    @contextmanager
+    def failing(self, where: str) -> Iterator[None]:
+        """What wgpu raises inside becomes a DeviceError, and `lost` says whether the device is.
+
+        wgpu-py keeps what it is told of a loss to itself, so that a write that cannot fail for any
+        other reason has to show it.
+        """
+        try:
+            yield
+        except self.wgpu.GPUError as error:
+            try:
+                self.device.queue.write_buffer(self._probe, 0, bytes(16))
+            except self.wgpu.GPUError as cause:
+                self.lost = DeviceError(
+                    "the GPU device was lost", where=where, got=cause,
+                    remedy="Make the session again",
+                )  # fmt: skip
+                raise self.lost from error
+            if isinstance(error, self.wgpu.GPUOutOfMemoryError):
+                raise no_room(error, where) from error
+            raise DeviceError(
+                f"the GPU refuses the work: {error}", where=where,
+                remedy="Use the wasm provider, and report this with the GPU and its driver",
+            ) from error  # fmt: skip
 
     # ---- buffers -----------------------------------------------------------------------------
 
@@ -195,10 +155,8 @@ class Gpu:
             buffer = self.device.create_buffer(
                 size=size, usage=usage.STORAGE | usage.COPY_SRC | usage.COPY_DST
             )
-        except Exception as error:
-            raise DeviceError(
-                f"the GPU has no room: {error}", where=what, got=f"{size} bytes needed"
-            ) from error
+        except self.wgpu.GPUOutOfMemoryError as error:
+            raise no_room(error, what, size) from error
         if poison:
             self.poison(buffer)
         return buffer
@@ -268,7 +226,8 @@ class Gpu:
         """Compile every pass of these kernels that is not compiled yet, in parallel.
 
         Raises:
-            DeviceError: names the kernel (its name carries the knobs) and the message.
+            ShaderError: names the kernel (its name carries the knobs) and the message.
+            DeviceError: the device lacks a feature that a kernel needs.
         """
         todo: dict[tuple[str, tuple[str, ...]], str] = {}
         for kernel in kernels:
@@ -302,7 +261,7 @@ class Gpu:
                 compute={"module": module, "entry_point": "main"},
             )
         except Exception as error:
-            raise DeviceError(
+            raise ShaderError(
                 f"the shader does not compile: {error}",
                 where=f"kernel {name}",
                 remedy="Please report this with the name of the GPU and its driver",
@@ -441,6 +400,16 @@ class Gpu:
         first, last = struct.unpack("<QQ", raw)
         result.destroy()
         return float(last - first) * 1e-9
+
+
+def no_room(error: Exception, where: str, size: int | None = None) -> DeviceError:
+    """`size`: bytes that were asked for."""
+    return DeviceError(
+        f"the GPU has not enough memory: {error}", where=where,
+        got=None if size is None else f"{size} bytes needed",
+        remedy="Use smaller inputs, a bundle in f16, int8 or int4, or the wasm provider; close"
+        " other sessions",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,8 @@ class WgpuExecutor:
         self.device = self.gpu.name
         self._check_bindings()
         self.gpu.pipelines(self.kernels)
-        self._weights = self._upload(memoryview(weights).cast("B"))
+        with self.gpu.failing("loading the weights"):
+            self._weights = self._upload(memoryview(weights).cast("B"))
         self._slots: list[Any] = [None] * len(plan.slots)
         self._scratch: list[Any] = []
         self._frames: OrderedDict[tuple[int, ...], _Frame] = OrderedDict()
@@ -109,9 +110,10 @@ class WgpuExecutor:
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """The named outputs (all by default), in that order. See `base.Executor.run`."""
         wanted = base.wanted_outputs(self.plan, outputs)
-        symbols, waiting = self._start(feeds)
-        parts = [(self._buffer(p.buffer), base.port_bytes(p, symbols)) for p in wanted]
-        raw = self.gpu.run(waiting, parts)
+        with self.gpu.failing("a run"):
+            symbols, waiting = self._start(feeds)
+            parts = [(self._buffer(p.buffer), base.port_bytes(p, symbols)) for p in wanted]
+            raw = self.gpu.run(waiting, parts)
         return {
             port.name: base.from_storage(port, np.frombuffer(data, np.uint8), symbols)
             for port, data in zip(wanted, raw, strict=True)
@@ -121,7 +123,10 @@ class WgpuExecutor:
         self, feeds: Feeds, outputs: Sequence[str] | None = None
     ) -> dict[str, GpuTensor]:
         """As `run`, but the outputs stay on the GPU, and nobody waits for them."""
-        wanted = base.wanted_outputs(self.plan, outputs)
+        with self.gpu.failing("a run"):
+            return self._run_on_gpu(feeds, base.wanted_outputs(self.plan, outputs))
+
+    def _run_on_gpu(self, feeds: Feeds, wanted: Sequence[Port]) -> dict[str, GpuTensor]:
         symbols, waiting = self._start(feeds)
         encoder = self.gpu.encode(waiting)
         found: dict[str, GpuTensor] = {}
@@ -146,9 +151,10 @@ class WgpuExecutor:
         for port in ports:
             array = base.typed_feeds([port], {port.name: feeds[port.name]})[port.name]
             stored = base.to_storage(port, array)
-            buffer = self.gpu.buffer(stored.nbytes, f"input {port.name!r}")
-            if stored.size:
-                self.gpu.write(buffer, stored.reshape(-1).view(np.uint8))
+            with self.gpu.failing(f"input {port.name!r}"):
+                buffer = self.gpu.buffer(stored.nbytes, f"input {port.name!r}")
+                if stored.size:
+                    self.gpu.write(buffer, stored.reshape(-1).view(np.uint8))
             found[port.name] = GpuTensor(self.gpu, buffer, port, array.shape)
         base.typed_feeds(ports, feeds)  # names that are no inputs
         return found
@@ -193,6 +199,11 @@ class WgpuExecutor:
                 target = self._buffer(port.buffer)
                 encoder.copy_buffer_to_buffer(tensor.buffer, 0, target, 0, words)
         self.gpu.device.queue.submit([encoder.finish()])
+
+    @property
+    def lost(self) -> bool:
+        """Whether the device was found to be lost: another executor has to take over."""
+        return self.gpu.lost is not None
 
     def profile(self, feeds: Feeds, repeats: int = 20) -> Profile:
         """Where a run's time goes; see `Profile`."""
@@ -282,9 +293,10 @@ class WgpuExecutor:
     def _upload(self, weights: memoryview) -> dict[int, Any]:
         """Buffer number -> its own GPU buffer, for every weight."""
         found: dict[int, Any] = {}
+        whole = self.plan.weight_bytes
         for number, buffer in enumerate(self.plan.buffers):
             if isinstance(buffer, WeightBuffer):
-                what = f"weight {number} (used by {self._users(number)})"
+                what = f"weight {number} (used by {self._users(number)}; {whole} bytes in all)"
                 found[number] = self.gpu.buffer(buffer.bytes, what)
                 data = weights[buffer.offset : buffer.offset + buffer.bytes]
                 self.gpu.write(found[number], data)
@@ -357,7 +369,8 @@ class WgpuExecutor:
 
     def _make_room(self, symbols: dict[str, int]) -> None:
         """Slots for these sizes of the inputs."""
-        if self._grow_list(self._slots, base.slot_bytes(self.plan, symbols), "activations"):
+        sizes = base.slot_bytes(self.plan, symbols)
+        if self._grow_list(self._slots, sizes, f"activations ({sum(sizes)} bytes in all)"):
             self._forget_frames()
 
     def _grow_scratch(self, part: Range, symbols: dict[str, int]) -> bool:

@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pywebgpu.errors import DeviceError
-from pywebgpu.executors.wgpu_device import list_adapters
+from pywebgpu.executors.wgpu_adapter import list_adapters
 from tests.bench import peers, unattended
 from tests.bench.cases import (
     OPERATORS,

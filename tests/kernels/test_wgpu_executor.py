@@ -16,8 +16,9 @@ from pywebgpu.codegen.spec import Map, Matmul, Row, RowOp, Storage, View
 from pywebgpu.codegen.wgsl.kernel import WgslKernel
 from pywebgpu.codegen.wgsl.product import Tile
 from pywebgpu.errors import DeviceError, InputError
-from pywebgpu.executors import wgpu_device
-from pywebgpu.executors.wgpu_device import Gpu, list_adapters
+from pywebgpu.executors import wgpu_adapter
+from pywebgpu.executors.wgpu_adapter import list_adapters
+from pywebgpu.executors.wgpu_device import Gpu
 from pywebgpu.executors.wgpu_executor import WgpuExecutor
 from pywebgpu.graph import DType
 from pywebgpu.plan import Plan, Port, SlotBuffer, Step, WeightBuffer
@@ -124,12 +125,12 @@ def test_a_shader_that_does_not_compile(gpu: Gpu) -> None:
 def test_a_weight_too_large_to_bind(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = {**gpu.limits, "max-storage-buffer-binding-size": 1024}
     monkeypatch.setattr(gpu, "limits", limits)
-    with pytest.raises(DeviceError, match=r"weight 1 \(used by product\).*\d+ bytes.*at most 1024"):
+    with pytest.raises(DeviceError, match=r"weight 1 \(used by product;.*\d+ bytes.*at most 1024"):
         make(gpu)
 
 
 def test_adapters_by_name_and_number(gpu: Gpu) -> None:
-    names = list_adapters()
+    names = [adapter.name for adapter in list_adapters()]
     assert Gpu(index=0).name == names[0]
     assert Gpu(name=names[0].split()[0]).name == names[0]
     with pytest.raises(DeviceError, match="no such adapter"):
@@ -146,7 +147,7 @@ def test_no_adapter_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> Non
     class Module:
         gpu = Nothing()
 
-    monkeypatch.setattr(wgpu_device, "wgpu_module", Module)
+    monkeypatch.setattr(wgpu_adapter, "wgpu_module", Module)
     with pytest.raises(DeviceError, match="mesa-vulkan-drivers"):
         Gpu()
 
