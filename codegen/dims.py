@@ -143,6 +143,11 @@ def ceildiv(a: Dim, b: Dim) -> Dim:
     return floordiv(a + b - 1, b)
 
 
+def align_int(value: int, multiple: int) -> int:
+    """The next multiple, for what is known."""
+    return -(-value // multiple) * multiple
+
+
 def align(a: Dim, multiple: int) -> Dim:
     """`a` rounded up to a multiple."""
     return ceildiv(a, multiple) * multiple

@@ -12,15 +12,17 @@ Blocks and tiles at the far edges are moved back, as in `matmul`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..caps import WasmCaps
-from ..dims import Dim, align, dim_max, dim_min, floordiv
+from ..dims import Dim, align, align_int, dim_max, dim_min, floordiv
 from ..spec import PANEL, Conv, Storage, int8_panel_bytes
-from . import depthwise, int8, planar
-from .asm import I32, Function, Int, IntLike, Local, Module, affine, imax, imin
+from . import depthwise, int8, planar, winograd
+from .asm import I32, Function, Int, IntLike, Local, Module, affine, imin
 from .kernel import WasmKernel
 from .partition import share
+from .patch import copy_patch
 from .product import (
     Core,
     Epilogue,
@@ -29,10 +31,6 @@ from .product import (
     Row,
     Tile,
     check_storage,
-    copy_floats,
-    copy_plane,
-    copy_rows,
-    fill_zero,
     offset_of,
     size,
 )
@@ -62,10 +60,26 @@ _SHAPES = ((6, 1, 4), (6, 1, 2), (5, 1, 4), (4, 1, 4), (2, 2, 4), (4, 1, 8), (3,
            (3, 2, 4), (4, 2, 4), (8, 1, 4), (7, 1, 4), (6, 2, 2))  # fmt: skip
 
 
-def space(spec: Conv, caps: WasmCaps) -> list[Knobs] | list[depthwise.Knobs] | list[planar.Knobs]:
-    """Tiles that fit the registers, least wasted pixels first."""
+AnyKnobs = Knobs | depthwise.Knobs | planar.Knobs | winograd.Knobs
+
+MOST = 16
+"""Candidates of a kernel."""
+
+
+def space(spec: Conv, caps: WasmCaps) -> Sequence[AnyKnobs]:
+    """Tiles that fit the registers, least wasted pixels first; Winograd's before them if they
+    should take less time, else behind."""
     if spec.depthwise:
         return depthwise.space(spec, caps)
+    direct = _direct_space(spec, caps)
+    found = winograd.space(spec, caps)
+    better = [knobs for cost, knobs in found if cost < winograd.direct_cost(spec)]
+    others = [knobs for _, knobs in found if knobs not in better]
+    candidates: list[AnyKnobs] = [*better, *direct[: max(4, MOST - len(found))], *others]
+    return candidates[:MOST]
+
+
+def _direct_space(spec: Conv, caps: WasmCaps) -> list[Knobs]:
     panels = -(-spec.cout // spec.groups // PANEL)
     if spec.operands[1] is Storage.I8:
         return _int8_space(spec, caps, panels)
@@ -121,10 +135,6 @@ def _block(spec: Conv) -> tuple[int, int]:
     return height, width
 
 
-def align_int(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
 def _pixels(spec: Conv, block: tuple[int, int]) -> int | None:
     oh, ow = spec.out_size
     if isinstance(oh, int) and isinstance(ow, int):
@@ -132,8 +142,10 @@ def _pixels(spec: Conv, block: tuple[int, int]) -> int | None:
     return None
 
 
-def emit(module: Module, spec: Conv, knobs: Knobs | depthwise.Knobs | planar.Knobs) -> WasmKernel:
+def emit(module: Module, spec: Conv, knobs: AnyKnobs) -> WasmKernel:
     check_storage(spec)
+    if isinstance(knobs, winograd.Knobs):
+        return winograd.emit(module, spec, knobs)
     if not isinstance(knobs, Knobs):
         return depthwise.emit(module, spec, knobs)
     if spec.operands[1] is Storage.I8:
@@ -292,7 +304,9 @@ class _Emitter:
     def kernel(self) -> WasmKernel:
         spec = self.spec
         tiles = [self._tile(t) for t in self.variants]
-        patch = self._patch() if self.copy else None
+        patch = None
+        if self.copy:
+            patch = copy_patch(self.module, spec, self.in_rows, self.in_columns)
         n_ops = len(spec.operands)
         f = self.module.function("conv", [I32] * (4 + n_ops + spec.n_args))
         thread, threads = f.params[:2]
@@ -383,64 +397,6 @@ class _Emitter:
 
     def _bring(self, f: Function, frame: Frame, a: Local, scratch: Local, key: Int) -> None:
         """Change `a`, the input of a block and group, into what the tiles read."""
-
-    def _patch(self) -> Function:
-        """(frame, target, b, y, x): the input that the block at y, x reads, zeros around it."""
-        spec, module = self.spec, self.module
-        f = module.function("conv_patch", Frame.types(spec, 4))
-        frame, (target, image, y0, x0) = Frame.inner(spec, f)
-        args = frame.args
-        ih, iw, top, left = (
-            f.hold(size(d, args)) for d in (*spec.in_size, spec.pad[0], spec.pad[1])
-        )
-        rows, columns = (f.hold(size(d, args)) for d in (self.in_rows, self.in_columns))
-        pixel = spec.cin * 4
-        y = f.value(y0 * spec.stride[0] - top)
-        x = f.value(x0 * spec.stride[1] - left)
-        # Columns [begin, end) of the patch lie in the image.
-        begin = f.value(imax(f.value(-x), 0))
-        f.assign(begin, imin(begin, columns))
-        end = f.value(imin(f.value(affine(iw) - x), columns))
-        f.assign(end, imax(end, begin))
-        inside = f.value(end - begin)
-        after = f.value(affine(columns) - end)
-        i = f.local(I32)
-        with f.loop_range(i, 0, rows), f.scope():
-            f.push(y, ih)
-            f.i32_lt_u()
-            with f.if_():
-                f.push(target, begin * pixel)
-                f.call(fill_zero(module))
-                f.assign(target, target + begin * pixel)
-                source = offset_of(frame.operands[0], spec.x, [image, y, x + begin, 0], args)
-                self._copy_row(f, frame, source, target, inside)
-                f.assign(target, target + inside * pixel)
-                f.push(target, after * pixel)
-                f.call(fill_zero(module))
-                f.assign(target, target + after * pixel)
-                f.else_()
-                f.push(target, affine(columns) * pixel)
-                f.call(fill_zero(module))
-                f.assign(target, target + affine(columns) * pixel)
-            f.assign(y, y + 1)
-        return f
-
-    def _copy_row(
-        self, f: Function, frame: Frame, source: Int, target: Local, count: Local
-    ) -> None:
-        spec, module = self.spec, self.module
-        x_stride, c_stride = spec.x.strides[2], spec.x.strides[3]
-        if c_stride == 1 and x_stride == spec.cin:
-            f.push(source, target, count * (spec.cin * 4))
-            f.call(copy_floats(module))
-            return
-        across, channel = (affine(size(s, frame.args)) * 4 for s in (x_stride, c_stride))
-        if c_stride == 1:
-            f.push(source, target, count, across, spec.cin * 4, spec.cin * 4)
-            f.call(copy_rows(module))
-            return
-        f.push(source, target, count, across, spec.cin, channel, spec.cin * 4)
-        f.call(copy_plane(module))
 
 
 class _Int8Emitter(_Emitter):

@@ -526,9 +526,9 @@ class Epilogue:
             rows = len(coordinates) if together else 1
             for r, at in enumerate(coordinates[:1] if together else coordinates):
                 f.push(*frame.all, *at, rows, channel, present, dump + r * width * 4, width * 4)
-                f.call(self._rows_function())
+                f.call(self.rows_function())
 
-    def _rows_function(self) -> Function:
+    def rows_function(self) -> Function:
         """(frame, coordinates..., rows, first column, columns, accumulators, bytes per row).
 
         The last coordinate but one counts up from row to row.
