@@ -20,5 +20,6 @@ import "./gpu-memory.js";
 import "./gpu-profile.js";
 import "./schema.js";
 import "./shapes.js";
+import "./wasm-ways.js";
 import "./wasm.js";
 import "./webgpu.js";

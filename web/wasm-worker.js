@@ -10,6 +10,7 @@
  * @property {{generation: number, done: number}} control i32 indices of the host's counters
  * @property {number} generation what the host's counter says now: the next run changes it
  * @property {boolean} tell say "done" by message, since the host cannot wait on memory
+ * @property {boolean} spin a processor is free for this thread to look for the next run
  */
 /**
  * @typedef {object} Memory a memory of its own, for the only thread
@@ -41,6 +42,10 @@
  */
 /** @typedef {SharedStart | Memory | OwnStart | Write | Run | Swap} Message */
 
+const SPIN_MS = 0.1; // a thread looks so long for the next run before it goes to sleep
+const LOOKS = 100; // between two looks at the clock
+const LONGEST_REST = 1024; // runs without looking, at most
+
 /** @type {WebAssembly.Memory} */
 let memory;
 /** @type {(thread: number, threads: number) => void} */
@@ -52,10 +57,43 @@ async function instantiate(module) {
   run = /** @type {typeof run} */ (instance.exports.run);
 }
 
+/**
+ * How a thread waits for the next run. Waking up takes longer than a page needs between two short
+ * runs: who still looks notices the next one at once. Who looked in vain, because the page had other
+ * things to do or no processor was free, does so ever more seldom.
+ */
+class Rest {
+  left = 0;
+  longer = 1;
+
+  /**
+   * Until `words[index]` is no longer `seen`.
+   * @param {Int32Array} words
+   * @param {number} index
+   * @param {number} seen
+   * @param {boolean} look a while before going to sleep
+   */
+  until(words, index, seen, look) {
+    if (look && --this.left < 0) {
+      const end = performance.now() + SPIN_MS;
+      do {
+        for (let i = 0; i < LOOKS; i++) {
+          if (Atomics.load(words, index) === seen) continue;
+          this.longer = 1;
+          return;
+        }
+      } while (performance.now() < end);
+      this.left = this.longer;
+      this.longer = Math.min(2 * this.longer, LONGEST_REST);
+    }
+    Atomics.wait(words, index, seen);
+  }
+}
+
 /** @type {{[K in Message["kind"]]: (message: any) => Promise<void> | void}} */
 const HANDLERS = {
   /** @param {SharedStart} message */
-  async shared({ module, memory: shared, thread, control, generation, tell }) {
+  async shared({ module, memory: shared, thread, control, generation, tell, spin }) {
     memory = shared;
     const words = new Int32Array(memory.buffer, 0, 64);
     // The host changes this word once per run, and only after every thread of the last run has
@@ -64,8 +102,9 @@ const HANDLERS = {
     // a message waits to be read.
     await instantiate(module);
     postMessage({ ready: true });
+    const rest = new Rest();
     for (;;) {
-      Atomics.wait(words, control.generation, generation);
+      rest.until(words, control.generation, generation, spin);
       generation = Atomics.load(words, control.generation);
       const threads = generation & 15;
       if (!threads) return;

@@ -8,6 +8,7 @@ import { relaxedSimd, simd, threadsMissing } from "./features.js";
 import { settle, walk } from "./program.js";
 import { frame, outputBytes, trialFrames } from "./shapes.js";
 import { memory as outputMemory } from "./tensor.js";
+import { ALONE, Ways } from "./wasm-ways.js";
 
 /** @typedef {import("./bundle.js").Bundle} Bundle */
 /** @typedef {import("./bundle.js").Manifest} Manifest */
@@ -27,8 +28,7 @@ const READ_SLACK = 64;
 const PAGE = 65536;
 const MAX_PAGES = 65536;
 const MAX_THREADS = 8; // more threads wait for each other longer than they help; at most 15
-const SHORT_MS = 10; // runs below this may be quicker on fewer threads
-const SETTLING = 3; // runs of new shapes that are not compared
+const WATCH_MS = 1; // so long the page itself looks for a run's end before it waits to be woken
 
 // Warm-up: at least so long, at most so long once the weights are there, and at most so long.
 const SETTLED_MS = 20;
@@ -41,7 +41,7 @@ const LONGEST_WARMUP_MS = 2000;
  * @property {Int32Array} params
  * @property {number[]} addresses per buffer of the plan
  * @property {number} pages
- * @property {Trials} trials
+ * @property {Ways} ways
  */
 
 /**
@@ -79,45 +79,8 @@ export function layout(manifest, run, threads, scratchPerThread) {
       "slot" in buffer ? slots[buffer.slot] : weights_base + buffer.weight,
     ),
     pages,
-    trials: new Trials(threads),
+    ways: new Ways(threads, navigator.hardwareConcurrency ?? 1),
   };
-}
-
-/** Instead of `Trials`: one thread, and nothing learnt from it. */
-const ALONE = { next: () => 1, took: () => {} };
-
-/**
- * How many threads serve one set of shapes best. Threads wait for each other after every step, and
- * in a small model that can cost more than the work: short runs are tried with fewer, in turn and
- * three times each, and the median decides, since other work on the machine disturbs single runs.
- */
-class Trials {
-  /** @param {number} most */
-  constructor(most) {
-    this.best = most;
-    const counts = [...new Set([1, most >> 1 || 1, most])];
-    /** Still to be done, the last first. The first runs of new code say little: they just pass. */
-    this.left = counts.length > 1 ? [...counts, ...counts, ...counts, ...Array(SETTLING).fill(0)] : [];
-    /** @type {Map<number, number[]>} */
-    this.times = new Map(counts.map((count) => [count, []]));
-  }
-
-  /** Threads for the next run. */
-  next() {
-    return this.left.at(-1) || this.best;
-  }
-
-  /** @param {number} ms what the run took */
-  took(ms) {
-    if (!this.left.length) return;
-    const threads = this.left.pop() ?? 0;
-    this.times.get(threads)?.push(ms);
-    if (threads && ms > SHORT_MS) this.left = [];
-    else if (!this.left.length) {
-      const median = (/** @type {number[]} */ times) => times.sort((x, y) => x - y)[1];
-      this.best = [...this.times].sort(([, x], [, y]) => median(x) - median(y))[0][0];
-    }
-  }
 }
 
 export class WasmHost {
@@ -146,6 +109,8 @@ export class WasmHost {
     this.noThreads = threadsMissing();
     const wanted = Math.min(threads ?? navigator.hardwareConcurrency ?? 1, MAX_THREADS);
     this.threads = this.noThreads === null ? Math.max(1, wanted) : 1;
+    /** Of the page, to take turns with itself. @type {MessageChannel | undefined} */
+    this.turn = undefined;
     /** @type {((error: DeviceError) => void)[]} */
     this.onDeath = [];
     /** @type {Worker[]} */
@@ -157,8 +122,8 @@ export class WasmHost {
     this.layouts = new Map();
     /** Of a tuned module; otherwise the manifest says. @type {import("./dims.js").Dim | undefined} */
     this.scratchPerThread = undefined;
-    /** How many threads served best with an earlier module, by frame. @type {Map<string, Trials>} */
-    this.trials = new Map();
+    /** What served best with an earlier module, by frame. @type {Map<string, Ways>} */
+    this.ways = new Map();
     /** Key of the frame whose parameters are in memory. @type {string | null} */
     this.written = null;
     /** @type {Promise<unknown>} */
@@ -305,13 +270,16 @@ export class WasmHost {
     const tell = !("waitAsync" in Atomics);
     const { memory } = this;
     const generation = this.#word(0);
-    this.workers.forEach((worker, thread) =>
+    // The page needs a processor, or it could not ask for the next run.
+    const others = (navigator.hardwareConcurrency ?? 1) - 1;
+    this.workers.forEach((worker, thread) => {
+      const spin = thread < others;
       worker.postMessage(
         memory
-          ? { kind: "shared", module, memory, thread, control, generation, tell }
+          ? { kind: "shared", module, memory, thread, control, generation, tell, spin }
           : { kind: "own", module },
-      ),
-    );
+      );
+    });
     await ready;
   }
 
@@ -343,7 +311,7 @@ export class WasmHost {
       this.scratchPerThread = scratchPerThread;
       this.tuned = true;
       // Scratch memory may be larger now; how many threads serve best is known.
-      for (const [key, { trials }] of this.layouts) this.trials.set(key, trials);
+      for (const [key, { ways }] of this.layouts) this.ways.set(key, ways);
       this.layouts.clear();
       this.written = null;
     });
@@ -391,11 +359,11 @@ export class WasmHost {
    * The outputs' bytes. Runs wait for each other: they share the activations' memory.
    * @param {Frame} run
    * @param {Packed[]} inputs
-   * @param {Pick<Trials, "next" | "took"> | null} [trials] how many threads; as it goes best
+   * @param {Pick<Ways, "next" | "took"> | null} [ways] in which way; as it goes best
    * @returns {Promise<ArrayBuffer[]>}
    */
-  run(run, inputs, trials = null) {
-    const result = this.tail.then(() => this.#run(run, inputs, trials));
+  run(run, inputs, ways = null) {
+    const result = this.tail.then(() => this.#run(run, inputs, ways));
     this.tail = result.catch(() => {});
     return result;
   }
@@ -403,12 +371,12 @@ export class WasmHost {
   /**
    * @param {Frame} run
    * @param {Packed[]} inputs
-   * @param {Pick<Trials, "next" | "took"> | null} trials
+   * @param {Pick<Ways, "next" | "took"> | null} ways
    */
-  async #run(run, inputs, trials) {
+  async #run(run, inputs, ways) {
     if (this.dead) throw this.dead;
     const manifest = /** @type {Manifest} */ (this.manifest);
-    const { params, addresses, pages, trials: usual } = this.#layout(run);
+    const { params, addresses, pages, ways: usual } = this.#layout(run);
     /** @type {[number, Packed | Int32Array][]} */
     const writes = manifest.inputs.map((port, i) => [addresses[port.buffer], inputs[i]]);
     if (this.written !== run.key) writes.push([PARAMS_BASE, params]);
@@ -426,7 +394,7 @@ export class WasmHost {
     this.written = null;
     const start = performance.now();
     const results = this.memory
-      ? await this.#runShared(this.memory, pages, writes, reads, trials ?? usual)
+      ? await this.#runShared(this.memory, pages, writes, reads, ways ?? usual)
       : await this.#runOwn(pages, writes, reads);
     this.written = run.key;
     this.lastMs = performance.now() - start;
@@ -447,7 +415,7 @@ export class WasmHost {
       if (this.layouts.size >= 16) this.layouts.clear();
       const manifest = /** @type {Manifest} */ (this.manifest);
       found = layout(manifest, run, this.threads, this.scratchPerThread);
-      found.trials = this.trials.get(run.key) ?? found.trials;
+      found.ways = this.ways.get(run.key) ?? found.ways;
       this.layouts.set(run.key, found);
     }
     return found;
@@ -458,9 +426,9 @@ export class WasmHost {
    * @param {number} pages
    * @param {[number, Packed][]} writes
    * @param {[number, number][]} reads
-   * @param {Pick<Trials, "next" | "took">} trials
+   * @param {Pick<Ways, "next" | "took">} ways
    */
-  async #runShared(memory, pages, writes, reads, trials) {
+  async #runShared(memory, pages, writes, reads, ways) {
     grow(memory, pages);
     for (const [address, { buffer, byteOffset, byteLength }] of writes) {
       const content = new Uint8Array(buffer, byteOffset, byteLength);
@@ -468,15 +436,15 @@ export class WasmHost {
     }
     const words = new Int32Array(memory.buffer, 0, 64);
     const told = "waitAsync" in Atomics ? null : this.#messages(1);
-    const threads = trials.next();
+    const way = ways.next();
     const start = performance.now();
     Atomics.store(words, HOST_DONE, 0);
     this.generation++;
-    Atomics.store(words, HOST_GENERATION, this.#word(threads));
+    Atomics.store(words, HOST_GENERATION, this.#word(way.threads));
     Atomics.notify(words, HOST_GENERATION);
-    await (told ?? this.#allDone(words, threads));
+    await (told ?? this.#allDone(words, way));
     if (this.dead) throw this.dead;
-    trials.took(performance.now() - start);
+    ways.took(performance.now() - start);
     return reads.map(([address, bytes]) => {
       // A copy, and not a shared one: callers keep it, and most APIs refuse shared memory.
       const copy = new Uint8Array(outputMemory(bytes));
@@ -486,14 +454,26 @@ export class WasmHost {
   }
 
   /**
-   * Waits on the memory itself: 20 microseconds less than a message takes.
+   * Looks at and waits on the memory itself: 20 microseconds less than a message takes.
    * @param {Int32Array} words
-   * @param {number} threads
+   * @param {import("./wasm-ways.js").Way} way
    */
-  async #allDone(words, threads) {
+  async #allDone(words, { threads, watch }) {
+    const until = watch ? performance.now() + WATCH_MS : 0;
+    while (Atomics.load(words, HOST_DONE) < threads && performance.now() < until) await this.#task();
     for (let count = 0; (count = Atomics.load(words, HOST_DONE)) < threads; ) {
       await Atomics.waitAsync(words, HOST_DONE, count).value;
     }
+  }
+
+  /** Let the page do what else there is. @returns {Promise<void>} */
+  #task() {
+    this.turn ??= new MessageChannel();
+    const { port1, port2 } = this.turn;
+    return new Promise((resolve) => {
+      port1.onmessage = () => resolve();
+      port2.postMessage(null);
+    });
   }
 
   /**
@@ -510,6 +490,7 @@ export class WasmHost {
 
   release() {
     for (const worker of this.workers) worker.terminate();
+    this.turn?.port1.close();
     if (this.memory) {
       // Whoever waits for the terminated workers wakes up and finds the session dead.
       const words = new Int32Array(this.memory.buffer, 0, 64);
