@@ -22,7 +22,7 @@ from . import depthwise, int8, planar, winograd
 from .asm import I32, Function, Int, IntLike, Local, Module, affine, imin
 from .kernel import WasmKernel
 from .partition import share
-from .patch import copy_patch
+from .patch import copy_patch, slack
 from .product import (
     Core,
     Epilogue,
@@ -197,7 +197,9 @@ class _Emitter:
         self.in_columns: Dim = (self.width - 1) * spec.stride[1] + reach[1]
         dump = max(t.rows * t.columns * 4 for t in self.variants)
         self.patch_at = align_int(dump, 64)
-        patch: Dim = self.in_rows * self.in_columns * spec.cin * 4 + 128 if self.copy else 0
+        patch: Dim = 0
+        if self.copy:
+            patch = self.in_rows * self.in_columns * spec.cin * 4 + slack(spec) + 64
         self.scratch: Dim = align(self.patch_at + patch, 64)
 
     def _strides(self) -> tuple[Dim, Dim]:

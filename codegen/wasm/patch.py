@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from ..dims import Dim
 from ..spec import Conv
-from .asm import I32, Function, Int, Local, Module, affine, imax, imin
-from .product import Frame, copy_floats, copy_plane, copy_rows, fill_zero, offset_of, size
+from .asm import I32, V128, Function, Int, Local, Module, affine, imax, imin
+from .product import (
+    Frame,
+    copy_floats,
+    copy_plane,
+    copy_rows,
+    fill_zero,
+    offset_of,
+    size,
+    transpose,
+)
+
+
+def slack(spec: Conv) -> int:
+    """Bytes past a patch that copying it may write: the end of a cache line, or three pixels."""
+    return max(64, 3 * 4 * spec.cin)
 
 
 def copy_patch(module: Module, spec: Conv, rows: Dim, columns: Dim) -> Function:
     """(frame, target, b, y, x): the rows x columns inputs from where the window of output y, x
-    begins, as [row][column][channel]. May write up to 64 bytes and three columns past the end."""
+    begins, as [row][column][channel]. May write as much as `slack` past the end."""
     f = module.function("conv_patch", Frame.types(spec, 4))
     frame, (target, image, y0, x0) = Frame.inner(spec, f)
     args = frame.args
@@ -62,5 +76,38 @@ def _copy_row(
         f.push(source, target, count, across, spec.cin * 4, spec.cin * 4)
         f.call(copy_rows(module))
         return
+    if x_stride == 1 and spec.cin % 4 == 0:
+        f.push(source, target, count, channel)
+        f.call(_copy_planes(module, spec.cin))
+        return
     f.push(source, target, count, across, spec.cin, channel, spec.cin * 4)
     f.call(copy_plane(module))
+
+
+def _copy_planes(module: Module, channels: int) -> Function:
+    """(source, target, pixels, bytes from channel to channel): target[pixel][channel].
+
+    Takes four channels of four pixels at a time, so up to three pixels more than there are.
+    """
+
+    def build(f: Function) -> None:
+        source, target, count, stride = f.params
+        c, x, to = f.locals(I32, 3)
+        planes = f.locals(I32, 4)
+        with f.loop_range(c, 0, channels, 4):
+            for n, plane in enumerate(planes):
+                f.assign(plane, planes[n - 1] + stride if n else source)
+            f.assign(to, target)
+            with f.loop_range(x, 0, count, 4), f.scope():
+                rows = f.locals(V128, 4)
+                for row, plane in zip(rows, planes, strict=True):
+                    f.v128_load(addr=plane)
+                    f.set(row)
+                    f.assign(plane, plane + 16)
+                for n, pixel in enumerate(transpose(f, rows)):
+                    f.store(to, pixel, n * channels * 4)
+                f.assign(to, to + channels * 16)
+            f.assign(source, source + stride * 4)
+            f.assign(target, target + 16)
+
+    return module.helper(f"copy_planes_{channels}", [I32] * 4, [], build)

@@ -26,7 +26,7 @@ from ..spec import PANEL, Conv, Storage
 from .asm import I32, V128, Function, IntLike, Local, Module, affine, imin
 from .kernel import WasmKernel
 from .partition import share
-from .patch import copy_patch
+from .patch import copy_patch, slack
 from .product import VECTORS, Core, Epilogue, Frame, Panels, Tile, offset_of, size
 from .transforms import Linear, transforms
 
@@ -156,7 +156,7 @@ class _Emitter:
         self.u_group = self.points * self.u_plane
         self.dump_at = 0
         self.patch_at = align_int(m * m * PANEL * 4, 64)
-        self.u_at = align_int(self.patch_at + (self.side**2 + 3) * cin * 4 + 128, 64)
+        self.u_at = align_int(self.patch_at + self.side**2 * cin * 4 + slack(spec), 64)
         self.v_at = self.u_at + held * self.u_group
         self.m_at = self.v_at + self.points * self.v_plane
         self.scratch = align_int(self.m_at + knobs.group * self.m_panel, 64)
