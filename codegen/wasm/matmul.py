@@ -2,8 +2,8 @@
 
 Work is a list of tiles in the order (batch, block of rows, group of panels, rows of the block):
 a block of A stays in the second-level cache while the panels pass, a panel stays in the first-level
-cache while the rows of the block pass. Threads take equal shares of that list, so products with
-one row split over columns and products with few columns over rows, with no case in between.
+cache while the rows of the block pass. Threads take equal shares of that list: with few rows they
+divide the columns, with many the rows, since blocks are then cut so that each thread has its own.
 
 A tile that would hang over the last row or panel is moved back instead, and computes some results
 twice: one inner function then serves all of a product with at least `rows` rows.
@@ -17,7 +17,7 @@ from ..caps import WasmCaps
 from ..dims import Dim, align, ceildiv
 from ..spec import PANEL, Matmul, Storage, View, int8_panel_bytes
 from . import blocks, int8
-from .asm import I32, Function, Int, IntLike, Local, Module, affine, imin
+from .asm import I32, Function, Int, IntLike, Local, Module, affine, imax, imin
 from .kernel import WasmKernel
 from .partition import share
 from .product import (
@@ -61,6 +61,10 @@ class Knobs:
 
 _GEMV_PANELS = {1: 4, 2: 2, 3: 1}
 """With few rows, more columns at a time: enough sums in flight to hide the latency of one."""
+
+OWN_ROWS = 24
+"""With as many rows a thread takes some of its own; with fewer, threads divide the columns, since
+each of them reads all of B otherwise."""
 
 _SHAPES = ((6, 1, 2), (6, 1, 4), (5, 1, 4), (4, 1, 4), (2, 2, 4), (5, 1, 2), (4, 1, 8), (3, 1, 8),
            (3, 2, 4), (4, 2, 4), (8, 1, 4), (6, 2, 2), (10, 1, 4))  # fmt: skip
@@ -374,7 +378,8 @@ class _Emitter:
         for d in batch:
             total = affine(total) * d
         start, end = share(f, thread, threads, f.hold(total))
-        one_block = isinstance(row_tiles, int) and row_tiles <= self.block_tiles
+        in_blocks = self._in_blocks(f, threads, row_tiles, rows)
+        one_block = isinstance(in_blocks, int) and in_blocks == row_tiles
         packed_a, packed_b = f.value(-1), f.value(-1)
         with f.block() as done, f.loop() as again:
             f.push(start, end)
@@ -389,25 +394,43 @@ class _Emitter:
                 block: IntLike = 0
                 in_block = row_tiles
                 if not one_block:
-                    block = f.value(affine(rest) // (affine(groups) * self.block_tiles))
-                    rest = f.value(
-                        affine(rest) - affine(block) * (affine(groups) * self.block_tiles)
-                    )
-                    left = f.value(affine(row_tiles) - affine(block) * self.block_tiles)
-                    in_block = f.value(imin(left, self.block_tiles))
+                    block = f.value(affine(rest) // (affine(groups) * in_blocks))
+                    rest = f.value(affine(rest) - affine(block) * (affine(groups) * in_blocks))
+                    left = f.value(affine(row_tiles) - affine(block) * in_blocks)
+                    in_block = f.value(imin(left, in_blocks))
                 group = f.value(affine(rest) // in_block)
                 tile = f.value(affine(rest) - affine(group) * in_block)
                 remaining = f.value(end - start)
                 here = f.value(affine(in_block) - tile)
                 count = f.value(imin(here, remaining))
                 coordinates = self._coordinates(f, at, batch)
-                first = f.value(affine(block) * self.block_tiles)
+                first = f.value(affine(block) * in_blocks)
                 row = f.value((first + tile) * rows)
                 self._call(f, frame, tiles, rows, scratch, coordinates, first, row, count, group,
                            (m, n, k), (at, block, packed_a, packed_b))  # fmt: skip
                 f.assign(start, start + count)
             f.br(again)
         return WasmKernel(f.index, self.scratch)
+
+    def _in_blocks(self, f: Function, threads: Local, row_tiles: IntLike, rows: IntLike) -> IntLike:
+        """Tiles of a block of rows. Several threads get blocks of their own if those have enough
+        rows: what the next kernel reads of its rows is then in its own processor's cache, and no
+        row of A is rounded or copied twice."""
+        most, few = self.block_tiles, False
+        if isinstance(row_tiles, int):
+            most = min(most, row_tiles)
+            few = -(-row_tiles // 2) * self.variants[0].rows < OWN_ROWS
+        if few or self.pack_b:
+            return most
+        each = f.value((affine(row_tiles) + threads - 1) // threads)
+        # Equal blocks, as many as it takes for each thread.
+        parts = f.value((each + (most - 1)) // most)
+        each = f.value((each + parts - 1) // imax(parts, 1))
+        f.push(each, most, each * rows, OWN_ROWS)
+        f.i32_ge_s()
+        f.select()
+        f.set(each)
+        return each
 
     def _choose(self, f: Function, m: IntLike, panels: IntLike) -> tuple[IntLike, IntLike]:
         """Rows of a tile and number of panel groups, for the rows there are."""

@@ -37,6 +37,20 @@ def _matmul() -> tuple[Matmul, Operands, int]:
     return spec, [rng.standard_normal(101 * 40), pack_panels(b), bias], 101 * 67
 
 
+def _deep() -> tuple[Matmul, Operands, int]:
+    """K in parts, A copied, blocks that do not divide the rows."""
+    rng = np.random.default_rng()
+    spec = dataclasses.replace(
+        test_matmul.packed(307, 24, 1024, test_matmul.EPILOGUES["gelu"]), n_args=0
+    )
+    b = rng.standard_normal((1024, 24))
+    return (
+        spec,
+        [rng.standard_normal(307 * 1024), pack_panels(b), rng.standard_normal(24)],
+        307 * 24,
+    )
+
+
 def _conv() -> tuple[Conv, Operands, int]:
     case = test_conv.Case(2, (17, 23), 12, 20, 2, (3, 3), pads=(1, 1, 1, 1))
     spec, operands, _, count = test_conv.make(case)
@@ -55,7 +69,7 @@ def _attention() -> tuple[Attention, Operands, int]:
     return dataclasses.replace(spec, n_args=0), operands, count
 
 
-@pytest.mark.parametrize("make", [_matmul, _conv, _depthwise, _attention])
+@pytest.mark.parametrize("make", [_matmul, _deep, _conv, _depthwise, _attention])
 def test_the_number_of_threads_changes_no_bit(make: Any) -> None:
     spec, operands, count = make()
     flat = [np.ascontiguousarray(o, np.float32).ravel() for o in operands]
