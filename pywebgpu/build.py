@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .codegen import wasm, wgsl
-from .codegen.caps import WGSL_VARIANTS, WasmCaps
+from .codegen.caps import WGSL_VARIANTS, WasmCaps, WgslCaps
 from .codegen.dims import Dim, dim_max
 from .codegen.program import looked_at
 from .codegen.spec import KernelSpec, family
@@ -22,6 +22,7 @@ from .codegen.wgsl.module import FEATURES
 from .errors import UnsupportedError
 from .plan import Plan, WeightBuffer
 from .records import Winners
+from .self_test import SelfTest, self_tests
 from .tune import wasm_target_name, wgsl_target_name
 
 WASM_VARIANTS: tuple[tuple[str, WasmCaps], ...] = (
@@ -81,16 +82,33 @@ def tuned_kernels(plan: Plan, winners: Winners) -> dict[str, int]:
     return {target: count for target, count in sorted(found.items()) if count}
 
 
+def _chosen(plan: Plan, winners: Winners, variant: str) -> list[tuple[KernelSpec, Any]]:
+    """The knobs of each kernel of the GPU's plan."""
+    caps = _caps(variant)
+    target = wgsl_target_name(caps.emulated)
+    return [
+        (spec, _choose(wgsl.space(spec, caps), spec, target, "WebGPU", winners))
+        for spec in plan.on_gpu.kernels
+    ]
+
+
+def _caps(variant: str) -> WgslCaps:
+    (caps,) = (v.caps for v in WGSL_VARIANTS if v.name == variant)
+    return caps
+
+
 def wgsl_kernels(
     plan: Plan, winners: Winners = NO_WINNERS, variant: str = "default"
 ) -> list[WgslKernel]:
     """One kernel per spec of the GPU's plan, in one of `WGSL_VARIANTS`."""
-    (caps,) = (v.caps for v in WGSL_VARIANTS if v.name == variant)
-    target = wgsl_target_name(caps.emulated)
-    return [
-        wgsl.render(spec, _choose(wgsl.space(spec, caps), spec, target, "WebGPU", winners))
-        for spec in plan.on_gpu.kernels
-    ]
+    return [wgsl.render(spec, knobs) for spec, knobs in _chosen(plan, winners, variant)]
+
+
+def wgsl_tests(
+    plan: Plan, winners: Winners = NO_WINNERS, variant: str = "default"
+) -> list[SelfTest]:
+    """What tells whether a device computes these kernels rightly."""
+    return self_tests(_chosen(plan, winners, variant), _caps(variant))
 
 
 def wgsl_variants(plan: Plan, winners: Winners = NO_WINNERS) -> dict[str, list[WgslKernel]]:

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -34,6 +34,7 @@ from .codegen.wgsl.module import fill
 from .errors import BundleError, InputError
 from .graph import DType, SizeCheck
 from .plan import FORMAT_VERSION, Buffer, Plan, Port, SlotBuffer, Step, WeightBuffer
+from .self_test import SelfTest
 
 MANIFEST = "manifest.json"
 SPECS = "specs.json"
@@ -53,6 +54,10 @@ def wgsl_file(variant: str) -> str:
     return f"kernels.{variant}.wgsl.json"
 
 
+def tests_file(variant: str) -> str:
+    return f"self-tests.{variant}.json"
+
+
 # -- writing ---------------------------------------------------------------------------------------
 
 
@@ -63,10 +68,12 @@ def write_bundle(
     wasm: WasmCode,
     wgsl: Mapping[str, list[WgslKernel]],
     progress: Callable[[int, int], None] | None = None,
+    tests: Mapping[str, Sequence[SelfTest]] | None = None,
 ) -> dict[str, Any]:
     """Write a bundle; the folder appears, or is replaced, only when it is complete.
 
     wgsl: variant -> its kernels, in the order of preference.
+    tests: what tells whether a device computes a variant's kernels rightly.
     progress: called with bytes of weights written and their total.
 
     Returns the manifest.
@@ -82,7 +89,7 @@ def write_bundle(
     except OSError as error:
         raise _unwritable(target, error) from error
     try:
-        manifest = _write_files(scratch, plan, weights, wasm, wgsl, progress)
+        manifest = _write_files(scratch, plan, weights, wasm, wgsl, tests or {}, progress)
         # mkdtemp makes a private folder; a bundle is there to be served.
         scratch.chmod(0o755)
         _replace(scratch, target)
@@ -149,6 +156,7 @@ def _write_files(
     weights: Iterable[bytes],
     wasm: WasmCode,
     wgsl: Mapping[str, list[WgslKernel]],
+    tests: Mapping[str, Sequence[SelfTest]],
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
     files: dict[str, dict[str, Any]] = {}
@@ -164,12 +172,15 @@ def _write_files(
     for variant, variant_kernels in wgsl.items():
         codes, kernels = _wgsl_section(variant_kernels)
         write(wgsl_file(variant), _json(codes))
+        if variant in tests:
+            write(tests_file(variant), _json(_tests_section(tests[variant])))
         gpu_variants.append(
             {
                 "name": variant,
                 "file": wgsl_file(variant),
                 "needs": list(known[variant].needs),
                 **({"check": fill(check, None)} if (check := known[variant].check) else {}),
+                **({"tests": tests_file(variant)} if variant in tests else {}),
                 "kernels": kernels,
             }
         )
@@ -288,6 +299,12 @@ def _wasm_section(wasm: WasmCode) -> dict[str, Any]:
         "weights_base": wasm.weights_base,
         "scratch_per_thread": dim_json(wasm.scratch_per_thread),
     }
+
+
+def _tests_section(tests: Sequence[SelfTest]) -> dict[str, Any]:
+    codes: dict[str, int] = {}
+    made = [test.to_json(codes) for test in tests]
+    return {"codes": list(codes), "tests": made}
 
 
 def _wgsl_section(kernels: list[WgslKernel]) -> tuple[list[str], list[dict[str, Any]]]:
@@ -466,25 +483,39 @@ class Bundle:
 
     def wgsl_kernels(self, variant: str = "default") -> list[WgslKernel]:
         """A variant's kernels in the plan's order; the last variant's where it is missing."""
-        variants = self.manifest["webgpu"]["variants"]
-        section = next((v for v in variants if v["name"] == variant), variants[-1])
+        section = self._variant(variant)
         codes = json.loads(self.file(section["file"]))
+        made = enumerate(section["kernels"])
+        return [_wgsl_kernel(f"kernel {number}", kernel, codes) for number, kernel in made]
+
+    def self_tests(self, variant: str = "default") -> list[SelfTest]:
+        """What tells whether a device computes that variant's kernels rightly; [] where the bundle
+        has nothing that does."""
+        section = self._variant(variant)
+        if "tests" not in section:
+            return []
+        data = json.loads(self.file(section["tests"]))
         return [
-            WgslKernel(
-                name=f"kernel {number}",
-                passes=tuple(
-                    Pass(
-                        codes[p["code"]],
-                        tuple(Binding(Role(role), index) for role, index in p["bindings"]),
-                        _grid(p["grid"]),
-                    )
-                    for p in kernel["passes"]
-                ),
-                scratch=tuple(dim_from_json(d) for d in kernel["scratch"]),
-                features=tuple(kernel["features"]),
-            )
-            for number, kernel in enumerate(section["kernels"])
+            SelfTest.from_json(t, _wgsl_kernel(t["kernel"]["name"], t["kernel"], data["codes"]))
+            for t in data["tests"]
         ]
+
+    def _variant(self, name: str) -> dict[str, Any]:
+        variants: list[dict[str, Any]] = self.manifest["webgpu"]["variants"]
+        return next((v for v in variants if v["name"] == name), variants[-1])
+
+
+def _wgsl_kernel(name: str, data: dict[str, Any], codes: list[str]) -> WgslKernel:
+    passes = tuple(
+        Pass(
+            codes[p["code"]],
+            tuple(Binding(Role(role), index) for role, index in p["bindings"]),
+            _grid(p["grid"]),
+        )
+        for p in data["passes"]
+    )
+    scratch = tuple(dim_from_json(d) for d in data["scratch"])
+    return WgslKernel(name, passes, scratch, tuple(data["features"]))
 
 
 def _grid(data: list[Any]) -> tuple[Any, Any, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .accuracy import AccuracyReport, accuracy
-from .build import NO_WINNERS, WASM_VARIANTS, tuned_kernels, wasm_code, wgsl_variants
+from .build import NO_WINNERS, WASM_VARIANTS, tuned_kernels, wasm_code, wgsl_tests, wgsl_variants
 from .bundle import wgsl_file, write_bundle
 from .compile import compile_model
 from .console import human_bytes
@@ -127,7 +127,8 @@ def export(
         winners=winners,
     )
     say("writing weights", stages - 1, stages)
-    manifest = write_bundle(out, plan, compiled.weight_chunks(), wasm, wgsl)
+    tests = {variant: wgsl_tests(plan, winners, variant) for variant in wgsl}
+    manifest = write_bundle(out, plan, compiled.weight_chunks(), wasm, wgsl, tests=tests)
     say("done", stages, stages)
     files = {name: entry["bytes"] for name, entry in manifest["files"].items()}
     folder = Path(out)

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .build import NO_WINNERS, WasmCode, fitting_variants, wasm_code, wgsl_kernels
+from .build import (
+    NO_WINNERS,
+    WasmCode,
+    fitting_variants,
+    wasm_code,
+    wgsl_kernels,
+    wgsl_tests,
+)
 from .bundle import Bundle
 from .codegen.caps import WGSL_VARIANTS
 from .codegen.dims import dim_str
@@ -28,6 +35,7 @@ from .errors import DeviceError, InputError, PywebgpuError
 from .executors.base import Executor, typed_feeds
 from .plan import Plan, Port
 from .records import Record, Winners, load_records
+from .self_test import SelfTest
 from .specialise import Specialising, compile_or_wait, key_of
 
 if TYPE_CHECKING:
@@ -78,6 +86,11 @@ class _Code:
         if isinstance(self.source, Bundle) and not self.winners.records:
             return self.source.wgsl_kernels(variant)
         return wgsl_kernels(self.plan, self.winners, variant)
+
+    def self_tests(self, variant: str) -> list[SelfTest]:
+        if isinstance(self.source, Bundle) and not self.winners.records:
+            return self.source.self_tests(variant)
+        return wgsl_tests(self.plan, self.winners, variant)
 
     def variants(self) -> list[tuple[str, Sequence[str]]]:
         """(name, needs) of the WGSL variants, the preferred first."""
@@ -171,6 +184,7 @@ class InferenceSession:
         )
 
     def _webgpu(self, code: _Code) -> Executor:
+        from .executors.wgpu_check import check
         from .executors.wgpu_device import Gpu, ShaderError
         from .executors.wgpu_executor import WgpuExecutor
 
@@ -179,6 +193,7 @@ class InferenceSession:
         names = fitting_variants(code.variants(), gpu.offers())
         for name in names:
             try:
+                check(gpu, code.self_tests(name))
                 return WgpuExecutor(code.plan, code.wgsl(name), code.weights(), gpu=gpu)
             except ShaderError as error:
                 if name == names[-1]:

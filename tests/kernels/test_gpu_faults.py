@@ -14,9 +14,13 @@ from typer.testing import CliRunner
 
 from pywebgpu import session as session_module
 from pywebgpu.cli import app
+from pywebgpu.codegen.spec import family
 from pywebgpu.codegen.wgsl.kernel import WgslKernel
 from pywebgpu.errors import DeviceError, InputError
+from pywebgpu.executors import wgpu_check
 from pywebgpu.executors.wgpu_adapter import list_adapters
+from pywebgpu.export import export
+from pywebgpu.self_test import SelfTest
 from pywebgpu.session import InferenceSession
 from tests.executors_seen import record_executor
 
@@ -146,3 +150,57 @@ def test_wrong_devices(session: InferenceSession, options: list[str], message: s
     ran = CliRunner().invoke(app, ["run", str(DIGITS), *options])
     assert ran.exit_code != 0
     assert message in str(ran.exception)
+
+
+def test_families_are_tried_once_on_a_gpu(
+    session: InferenceSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each family that a plan uses; a second session finds that all is well."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    wgpu_check._passed.cache_clear()
+    tried: list[str] = []
+    run = wgpu_check._run
+    monkeypatch.setattr(wgpu_check, "_run", lambda g, t: tried.append(t.family) or run(g, t))
+    bundle = tmp_path / "bundle"
+    export(DIGITS, bundle)
+    first = InferenceSession(bundle, providers=["webgpu"])
+    assert {"conv", "matmul", "reduce", "row"} <= set(tried)
+    assert set(tried) <= {family(spec) for spec in first.plan.on_gpu.kernels}
+    once = len(tried)
+    wgpu_check._passed.cache_clear()
+    InferenceSession(bundle, providers=["webgpu"])
+    assert len(tried) == once
+    assert json.loads((tmp_path / "pywebgpu" / "self-tests.json").read_text())
+
+
+@pytest.mark.parametrize("kind", ["matmul", "row"])
+def test_a_wrong_driver_is_named(
+    session: InferenceSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A test that expects something else stands for a driver that computes something else."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    wgpu_check._passed.cache_clear()
+    good = session_module._Code.self_tests
+    wrong: list[str] = []
+
+    def tests(self: Any, variant: str) -> list[SelfTest]:
+        return [
+            replace(t, expected=(t.expected[0] + 1, *t.expected[1:]))
+            if t.family == kind and variant in wrong
+            else t
+            for t in good(self, variant)
+        ]
+
+    monkeypatch.setattr(session_module._Code, "self_tests", tests)
+    names = [name for name, _ in session._code.variants()]
+    wrong += names[:-1]
+    with pytest.warns(RuntimeWarning, match=f"without the .* computes {kind} kernels wrongly"):
+        InferenceSession(DIGITS, providers=["webgpu"]).run(None, image(1))
+    wrong += names
+    (tmp_path / "pywebgpu" / "self-tests.json").unlink()  # where the default has passed
+    wgpu_check._passed.cache_clear()
+    with pytest.warns(RuntimeWarning), pytest.raises(DeviceError, match=f"{kind} kernels wrongly"):
+        InferenceSession(DIGITS, providers=["webgpu"])
+    with pytest.warns(RuntimeWarning, match="running on wasm instead"):
+        assert InferenceSession(DIGITS).provider == "wasm"
+    wgpu_check._passed.cache_clear()
