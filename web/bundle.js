@@ -26,7 +26,8 @@ import { violation } from "./schema.js";
 /** @typedef {{slot: number} | {scratch: true} | {dim: Dim}} Param */
 /** @typedef {{code: number, bindings: [string, number][], grid: [Dim, Dim, Dim]}} Pass */
 /** @typedef {{passes: Pass[], scratch: Dim[], features: string[]}} GpuKernel */
-/** @typedef {{name: string, file: string, needs: string[], check?: string, kernels: GpuKernel[]}} GpuVariant */
+/** @typedef {{name: string, file: string, needs: string[], check?: string, tests?: string,
+ *   kernels: GpuKernel[]}} GpuVariant `tests`: the file of its self-tests */
 /**
  * The parts of manifest.json that are played here; pywebgpu/manifest.schema.json is the contract.
  * @typedef {object} Manifest

@@ -44,7 +44,7 @@ export class GpuMemory {
         where: "webgpu",
         got: `${size} bytes`,
         expected: `at most ${Math.min(maxBufferSize, maxStorageBufferBindingSize)} bytes`,
-        remedy: "Use smaller inputs or the wasm provider.",
+        remedy: "Use smaller inputs, a bundle in f16, int8 or int4, or the wasm provider.",
       });
     }
     const { STORAGE, COPY_DST, COPY_SRC } = GPUBufferUsage;

@@ -195,6 +195,12 @@ export class InferenceSession {
     options?: { repeats?: number },
   ): Promise<Profile>;
   /**
+   * Small kernels of each family that the model uses, against known answers: what this GPU's driver
+   * computes wrongly. A session does this by itself after its first run, once per device; where
+   * something is wrong, the next run goes to other shaders or to wasm, or rejects.
+   */
+  selfTest(): Promise<{ family: string; problem: string }[]>;
+  /**
    * Find quicker kernels for this device while the page goes on. Python in a worker generates
    * candidates; each is checked, and measured while no run is going on; winners are taken into use
    * between two runs and kept for the next visit. Needs the site's `py/` folder.

@@ -310,7 +310,7 @@ export class InferenceSession {
     try {
       return await play();
     } catch (error) {
-      if (this.#released || !this.#isLost()) throw error;
+      if (this.#released || !this.#isReplaceable()) throw error;
       this.#rebuilding ??= this.#rebuild().finally(() => (this.#rebuilding = null));
       await this.#rebuilding;
       if (inputs.some((input) => !ArrayBuffer.isView(input))) throw error;
@@ -318,24 +318,55 @@ export class InferenceSession {
     }
   }
 
-  #isLost() {
-    return this.#host instanceof GpuHost && this.#host.lost !== null && !this.#options.device;
+  #isReplaceable() {
+    const host = this.#host;
+    if (!(host instanceof GpuHost)) return false;
+    return host.wrong !== null || (host.lost !== null && !this.#options.device);
   }
 
   async #rebuild() {
     // Several runs may have failed with one device: the first to come here replaces it for all.
-    if (!this.#isLost()) return;
-    const host = new GpuHost(this.#options);
-    this.#bundle.signal = undefined;
-    try {
-      await host.load(this.#bundle, [], this.#kept.finder(this.#bundle.manifest));
-    } catch (error) {
-      host.release();
-      throw error;
+    if (!this.#isReplaceable()) return;
+    const old = /** @type {GpuHost} */ (this.#host);
+    const error = /** @type {DeviceError} */ (old.wrong ?? old.lost);
+    /** @type {(() => Host)[]} */
+    const makers = [() => new GpuHost({ ...this.#options, without: old.without })];
+    if (old.wrong) {
+      const { name } = /** @type {import("./bundle.js").GpuVariant} */ (old.chosen);
+      this.#unavailable.push({ feature: `wgsl-${name}`, reason: error.message });
+      const without = [...old.without, name];
+      makers[0] = () => new GpuHost({ ...this.#options, without });
+      if (this.#options.executionProviders?.includes("wasm") ?? true) {
+        makers.push(() => new WasmHost(this.#options));
+      }
     }
-    this.#host.release();
-    this.#host = host;
-    if (this.#released) host.release();
+    this.#bundle.signal = undefined;
+    for (const make of makers) {
+      const host = make();
+      try {
+        const finder = this.#kept.finder(this.#bundle.manifest);
+        await host.load(this.#bundle, old.wrong ? this.#unavailable : [], finder);
+      } catch (cause) {
+        host.release();
+        if (make !== makers[makers.length - 1] && cause instanceof DeviceError) continue;
+        throw old.wrong ? error : cause;
+      }
+      old.release();
+      this.#host = host;
+      if (this.#released) host.release();
+      return;
+    }
+  }
+
+  /**
+   * Small kernels of each family that the model uses on this GPU, against known answers: what is
+   * wrong. A session does this by itself after its first run, once per device; where something is
+   * wrong, the next run goes to other shaders or to wasm, or rejects.
+   * @returns {Promise<{family: string, problem: string}[]>}
+   */
+  async selfTest() {
+    const wrong = this.#host instanceof GpuHost ? await this.#host.selfTest() : [];
+    return wrong.map(({ family, problem }) => ({ family, problem }));
   }
 
   /** @param {Record<string, Tensor | GpuTensor>} feeds */

@@ -33,6 +33,7 @@ export const RAISED = /** @type {const} */ ([
 // Asked for where the adapter has them: profiles, and what tuned kernels may use.
 const OPTIONAL = ["timestamp-query", "shader-f16", "subgroups"];
 
+const SELF_TEST_MS = 1000; // after the first run
 const FRAMES = 16; // sets of shapes that are kept prepared
 const BATCH = 4096; // dispatches that are submitted together where a program has many
 
@@ -71,12 +72,20 @@ export class GpuHost {
   dead = null;
   /** Set when the device is lost; the session may open another one. @type {DeviceError | null} */
   lost = null;
+  /** Set when kernels of a family compute wrong numbers; another variant may do.
+   * @type {DeviceError | null} */
+  wrong = null;
+  /** @type {Promise<import("./gpu-self-test.js").Wrong[]> | null} */
+  #tested = null;
+  #testSoon = false;
 
   /**
    * Asks for the adapter at once: that takes a while, and the manifest travels meanwhile.
-   * @param {{device?: GPUDevice, warmup?: boolean}} options
+   * @param {{device?: GPUDevice, warmup?: boolean, without?: string[]}} options `without`: variants
+   *   that are not to be taken
    */
-  constructor({ device, warmup = true }) {
+  constructor({ device, warmup = true, without = [] }) {
+    this.without = without;
     /** One per kernel of the plan: the chosen variant's, or tuned ones. @type {GpuKernel[]} */
     this.kernels = [];
     /** Texts that the kernels' passes name by number. @type {string[]} */
@@ -110,32 +119,66 @@ export class GpuHost {
   async load(bundle, unavailable, tuned) {
     const { manifest } = bundle;
     this.manifest = manifest;
-    const [first, ...others] = await this.#choose(manifest);
-    const device = await this.#open(first.kernels);
-    let chosen = first;
-    if (first.check && !(await healthy(device, first.check))) {
-      const reason = `the shaders "${first.name}" compute wrong numbers on this device`;
-      unavailable?.push({ feature: `wgsl-${first.name}`, reason });
-      [chosen] = others;
+    this.bundle = bundle;
+    const variants = await this.#choose(manifest);
+    const device = await this.#open(variants[0].kernels);
+    while (variants[0].check && !(await healthy(device, variants[0].check))) {
+      const [{ name }] = variants.splice(0, 1);
+      const reason = `the shaders "${name}" compute wrong numbers on this device`;
+      unavailable?.push({ feature: `wgsl-${name}`, reason });
     }
-    this.kernels = this.ownKernels = chosen.kernels;
-    this.variant = `wgsl-${chosen.name}`;
-    this.codeFile = chosen.file;
-    bundle.expect([chosen.file, ...manifest.weights.shards]);
+    bundle.expect([variants[0].file, ...manifest.weights.shards]);
     const weights = this.#loadWeights(device, bundle);
     weights.catch(() => {});
-    const codes = bundle.json(chosen.file);
-    const found = await tuned?.(chosen.file, this.codeDevice);
-    this.codes = this.ownCodes = await codes;
-    if (found && this.#runs(found)) Object.assign(this, this.#with(found));
-    await this.#compile(device, this);
+    for (const variant of variants) {
+      try {
+        await this.#take(variant, bundle, unavailable, tuned);
+        break;
+      } catch (error) {
+        const last = variant === variants[variants.length - 1];
+        if (last || this.lost || !(error instanceof DeviceError)) throw error;
+        unavailable?.push({ feature: `wgsl-${variant.name}`, reason: error.message });
+      }
+    }
     const [trial] = this.warmup ? trialFrames(manifest) : [];
     // Drivers finish their work on a pipeline when it is first used; weights may still arrive.
     const start = performance.now();
     if (trial) await this.run(trial, []);
     this.trialMs = performance.now() - start;
     await weights;
+    if (this.dead) throw this.dead;
     return this;
+  }
+
+  /**
+   * Compile a variant's kernels, with tuned ones among them where there are any.
+   * @param {import("./bundle.js").GpuVariant} variant
+   * @param {Bundle} bundle
+   * @param {import("./bundle.js").Unavailable[]} [unavailable]
+   * @param {import("./kept.js").FindTuned} [tuned]
+   */
+  async #take(variant, bundle, unavailable, tuned) {
+    const { device } = this.#ready();
+    this.chosen = variant;
+    this.kernels = this.ownKernels = variant.kernels;
+    this.variant = `wgsl-${variant.name}`;
+    this.codeFile = variant.file;
+    this.pipelines = [];
+    const codes = bundle.json(variant.file);
+    const found = await tuned?.(variant.file, this.codeDevice);
+    this.codes = this.ownCodes = await codes;
+    if (found && this.#runs(found)) {
+      const set = this.#with(found);
+      try {
+        await this.#compile(device, set);
+        Object.assign(this, set);
+        return;
+      } catch (error) {
+        if (this.lost) throw error;
+        unavailable?.push({ feature: "tuned kernels", reason: String(error) });
+      }
+    }
+    await this.#compile(device, this);
   }
 
   /**
@@ -144,9 +187,13 @@ export class GpuHost {
    */
   async #choose({ webgpu: { variants } }) {
     const offered = offers(this.given ?? (await this.adapter));
-    const met = variants.filter(({ needs }) => needs.every((name) => offered.has(name)));
-    const last = variants[variants.length - 1];
-    return [met[0] ?? last, ...met.slice(1).filter(({ check }) => !check), last];
+    const left = variants.filter(({ name }) => !this.without.includes(name));
+    const met = left.filter(({ needs }) => needs.every((name) => offered.has(name)));
+    if (met.length) return [met[0], ...met.slice(1).filter(({ check }) => !check)];
+    throw new DeviceError("no shaders of the bundle compute right numbers on this device", {
+      where: "webgpu",
+      remedy: "Update the GPU's driver, or use the wasm provider.",
+    });
   }
 
   /** @param {GpuKernel[]} kernels */
@@ -273,7 +320,7 @@ export class GpuHost {
           const kernel = kernels.findIndex((k) => k.passes.some((p) => p.code === i));
           const step = this.manifest?.webgpu.steps.find((s) => s.kernel === kernel);
           throw new DeviceError("a shader does not compile on this device", {
-            where: `webgpu, shader ${i}${step ? ` (${step.label})` : ""}`,
+            where: `${this.variant}, shader ${i}${step ? ` (${step.label})` : ""}`,
             got: info.messages.map((m) => `line ${m.lineNum}: ${m.message}`).join("; ") || cause,
             remedy: "Use the wasm provider, and report the device and the model.",
             cause,
@@ -293,8 +340,15 @@ export class GpuHost {
     );
     const { weights } = this;
     const memory = GpuMemory.of(device);
-    for (const { weight, bytes } of spans) {
-      if (!weights.has(weight)) weights.set(weight, memory.buffer(bytes, "a weight"));
+    device.pushErrorScope("out-of-memory");
+    try {
+      for (const [i, buffer] of bundle.manifest.buffers.entries()) {
+        if (!("weight" in buffer) || weights.has(buffer.weight)) continue;
+        weights.set(buffer.weight, memory.buffer(buffer.bytes, `the weight of ${this.#user(i)}`));
+      }
+    } finally {
+      const refused = device.popErrorScope();
+      refused.then((error) => error && (this.dead ??= this.#noRoom(error, [])), () => {});
     }
     await bundle.weights((data, offset) => {
       const end = offset + data.length;
@@ -342,12 +396,58 @@ export class GpuHost {
     }
     try {
       const [answer] = await Promise.all([results, checked]);
+      this.#testLater();
       return answer;
     } catch (error) {
       // Reading back from a lost device fails a moment before the loss is announced.
       await Promise.race([device.lost, new Promise((resolve) => setTimeout(resolve, 100))]);
       throw this.dead ?? this.lost ?? error;
     }
+  }
+
+  /** Visitors do not wait for self-tests: the first answer comes before. */
+  #testLater() {
+    if (this.#testSoon) return;
+    this.#testSoon = true;
+    setTimeout(() => {
+      if (!this.dead && !this.lost) this.selfTest().catch(() => {}); // a file that does not come
+    }, SELF_TEST_MS);
+  }
+
+  /**
+   * What this device computes wrongly of the families in use; it is tried once per device. Where
+   * something is, no further run is possible.
+   */
+  selfTest() {
+    return (this.#tested ??= this.#selfTest());
+  }
+
+  async #selfTest() {
+    const { device, manifest } = this.#ready();
+    const file = this.chosen?.tests;
+    if (!file) return [];
+    const { hasPassed, remember, wrongKernels } = await import("./gpu-self-test.js");
+    const key = `${manifest.files[file]?.sha256} ${this.device}`;
+    if (hasPassed(key)) return [];
+    const tests = await /** @type {Bundle} */ (this.bundle).json(file);
+    const wrong = await wrongKernels(device, tests);
+    if (this.dead || this.lost) return [];
+    if (!wrong.length) {
+      remember(key);
+      return [];
+    }
+    const [{ kernel, problem }] = wrong;
+    const families = [...new Set(wrong.map(({ family }) => family))].join(", ");
+    this.wrong = this.dead = new DeviceError(
+      `this GPU's driver computes ${families} kernels wrongly: answers so far may be wrong`,
+      {
+        where: `self-test on ${this.device}, ${this.variant}, kernel ${kernel}`,
+        got: problem,
+        remedy: "Update the driver or the browser, or use the wasm provider.",
+      },
+    );
+    console.error(String(this.wrong));
+    return wrong;
   }
 
   /**
@@ -359,12 +459,27 @@ export class GpuHost {
     const error = invalid ?? memory;
     if (!error) return;
     this.frames.delete(run.key);
-    throw new DeviceError(invalid ? "the GPU refuses the plan" : "the GPU has not enough memory", {
+    if (!invalid) throw this.#noRoom(error, run.slotBytes);
+    throw new DeviceError("the GPU refuses the plan", {
       where: "webgpu",
       got: error.message,
-      remedy: invalid
-        ? "Use the wasm provider, and report the device and the model."
-        : "Use smaller inputs or the wasm provider.",
+      remedy: "Use the wasm provider, and report the device and the model.",
+    });
+  }
+
+  /**
+   * @param {GPUError} error
+   * @param {number[]} slotBytes
+   */
+  #noRoom(error, slotBytes) {
+    const tensors = slotBytes.reduce((sum, bytes) => sum + bytes, 0);
+    const scratch = this.scratch.reduce((sum, { size }) => sum + size, 0);
+    const weights = this.#ready().manifest.weights.bytes;
+    return new DeviceError("the GPU has not enough memory", {
+      where: "webgpu",
+      got: `${error.message} (${weights + tensors + scratch} bytes are needed: ${weights} for ` +
+        `weights, ${tensors} for tensors, ${scratch} for kernels)`,
+      remedy: "Use smaller inputs, a bundle in f16, int8 or int4, or the wasm provider.",
     });
   }
 
@@ -427,13 +542,7 @@ export class GpuHost {
       },
     );
     const error = await checked;
-    if (error) {
-      throw new DeviceError("the GPU has not enough memory", {
-        where: "webgpu",
-        got: error.message,
-        remedy: "Use smaller inputs or the wasm provider.",
-      });
-    }
+    if (error) throw this.#noRoom(error, run.slotBytes);
     return this.#finish(encoder, parts, stay);
   }
 
@@ -480,6 +589,12 @@ export class GpuHost {
     }
     device.queue.submit([encoder.finish()]);
     return Promise.resolve(parts.map(({ buffer }) => buffer));
+  }
+
+  /** The first step that reads a buffer. @param {number} number of a buffer of the plan */
+  #user(number) {
+    const { steps } = this.#ready().manifest.webgpu;
+    return steps.find(({ operands }) => operands.includes(number))?.label ?? "no step";
   }
 
   /** @param {number} number of a buffer of the plan */
