@@ -19,7 +19,7 @@ class WgslCaps:
     f16: bool = False
     emulated: bool = False  # shaders run on the CPU: there, compiling them is what takes long
     matrix: bool = False  # what `MATRIX` names: f16 products of a whole subgroup, 16 x 16 x 16
-    fill: int = 96  # workgroups of 128 to 256 threads that keep all of the device busy
+    fill: int = 132  # workgroups of 128 to 256 threads that keep all of the device busy
 
 
 MATRIX = (

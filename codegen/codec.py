@@ -16,7 +16,7 @@ from typing import Any
 from . import scalar as sc
 from .dims import Dim, Expr, dim_from_json, dim_json
 from .scalar import Op, Scalar, Type
-from .spec import FAMILIES, Blocks, KernelSpec, Prologue, View, family
+from .spec import FAMILIES, Blocks, Epilogue, KernelSpec, Prologue, View, family
 
 
 def spec_to_json(spec: KernelSpec) -> dict[str, Any]:
@@ -34,6 +34,8 @@ def _scalars(value: Any) -> list[Scalar]:
         return [found for item in value for found in _scalars(item)]
     if isinstance(value, Prologue):
         return [value.value, value.final]
+    if isinstance(value, Epilogue):
+        return [value.final]
     return [value] if isinstance(value, Scalar) else []
 
 
@@ -53,7 +55,7 @@ def _encode(value: Any, nodes: dict[Scalar, int]) -> Any:
         return [dim_json(value.offset), *map(dim_json, value.strides)]
     if isinstance(value, Blocks):
         return [value.bits, value.size, value.zeros]
-    if isinstance(value, Prologue):
+    if isinstance(value, (Prologue, Epilogue)):
         fields = dataclasses.fields(value)
         return {f.name: _encode(getattr(value, f.name), nodes) for f in fields}
     if isinstance(value, float):
@@ -102,8 +104,8 @@ def _decode(value: Any, hint: Any, nodes: list[Scalar]) -> Any:
         return tuple(_decode(v, h, nodes) for v, h in zip(value, inner, strict=True))
     if hint is Scalar:
         return nodes[value]
-    if hint is Prologue:
-        return _record(Prologue, value, nodes)
+    if hint in (Prologue, Epilogue):
+        return _record(hint, value, nodes)
     if hint is View:
         return View(tuple(dim_from_json(s) for s in value[1:]), dim_from_json(value[0]))
     if hint is Blocks:

@@ -184,6 +184,21 @@ class Prologue:
 
 
 @dataclass(frozen=True, slots=True)
+class Epilogue:
+    """What a product does with whole rows of its result, once it has them.
+
+    out[m, n] = final(ACC = the product's value normalised over its row m), over AXIS (m, n), with
+    `norm` LAYER or RMS. With `keep` the kernel also stores the values themselves, row-major, in a
+    second output of that storage. WGSL only.
+    """
+
+    norm: RowOp
+    eps: float
+    final: Scalar
+    keep: Storage | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Matmul:
     """out[...] = final(ACC = sum_k A[..., m, k] * B[..., k, n]).
 
@@ -202,6 +217,10 @@ class Matmul:
     A in I32: an exact product, ACC = sum_k A w in I32, with no scales. A holds 16-bit numbers and
     no partial sum may pass 2^24 in magnitude, so that f32 can stand in for integers.
 
+    With an `epilogue` (only without `batch`, for packed columns of floats, a row-major result and N
+    a multiple of 4) `final` gives the values that it normalises; of it and a prologue at most one
+    keeps.
+
     With `blocks` (`b` None) operand 1 is block-quantised, and `final` loads from the operands
     after those that `Blocks` speaks of.
     """
@@ -219,6 +238,13 @@ class Matmul:
     n_args: int = 0
     blocks: Blocks | None = None
     prologue: Prologue | None = None
+    epilogue: Epilogue | None = None
+
+    @property
+    def keep(self) -> Storage | None:
+        """Of the second output; None without one."""
+        maker = self.prologue if self.epilogue is None else self.epilogue
+        return None if maker is None else maker.keep
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ class Step:
     label: str
     """For people: the nodes it came from."""
     kept: int | None = None
-    """The buffer of a product's second output (see `spec.Prologue`)."""
+    """The buffer of a product's second output (see `spec.Prologue` and `spec.Epilogue`)."""
 
 
 @dataclass(frozen=True, slots=True)

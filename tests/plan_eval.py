@@ -80,11 +80,9 @@ def _play(compiled: Compiled, plan: Plan, feeds: Mapping[str, Any]) -> dict[str,
         target[written] = result[written].astype(target.dtype)
         if step.kept is not None:
             assert isinstance(spec, Matmul)
-            env = {f"a{i}": a for i, a in enumerate(args)}
-            made = reference.left_operand(spec, operands, env).ravel()
-            assert spec.prologue is not None
-            assert spec.prologue.keep is not None
-            memory(step.kept, spec.prologue.keep)[: made.size] = made
+            made = reference.second_output(spec, operands, args).ravel()
+            assert spec.keep is not None
+            memory(step.kept, spec.keep)[: made.size] = made
 
     def element(number: int) -> int:
         return int(memory(number, Storage.I32)[0])

@@ -7,6 +7,7 @@ spec promises that both sides of a SELECT may be evaluated.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -352,11 +353,17 @@ def left_operand(spec: Matmul, operands: Sequence[Array], env: dict[str, int]) -
     axes = _grid([m, k])
     value = np.broadcast_to(scalar(prologue.value, axes, operands, env), [m, k])
     if prologue.norm is not None:
-        mean = value.mean(1, keepdims=True) if prologue.norm is RowOp.LAYER else 0.0
-        apart = value - mean
-        value = apart / np.sqrt((apart**2).mean(1, keepdims=True) + prologue.eps)
+        value = _normalised(value, prologue.norm, prologue.eps)
     made = scalar(prologue.final, axes, operands, env, value)
     return np.broadcast_to(made, [m, k])
+
+
+def second_output(spec: Matmul, operands: Sequence[Array], args: Sequence[int]) -> Array:
+    """What a product with `keep` stores besides its result."""
+    env = {f"a{i}": a for i, a in enumerate(args)}
+    if spec.epilogue is None:
+        return left_operand(spec, operands, env)
+    return _matmul(dataclasses.replace(spec, epilogue=None), list(operands), env)[1]
 
 
 def _matmul(spec: Matmul, operands: list[Array], env: dict[str, int]) -> tuple[Array, Array]:
@@ -382,8 +389,16 @@ def _matmul(spec: Matmul, operands: list[Array], env: dict[str, int]) -> tuple[A
     else:
         b = _load(operands[1], _view(spec.b, _grid([*batch, k, n]), env), [])
         b = np.broadcast_to(b, [*batch, k, n])
-    final = scalar(spec.final, axes, operands, env, np.matmul(a, b))
+    final = np.broadcast_to(scalar(spec.final, axes, operands, env, np.matmul(a, b)), space)
+    if spec.epilogue is not None:
+        value = _normalised(final, spec.epilogue.norm, spec.epilogue.eps)
+        final = scalar(spec.epilogue.final, axes, operands, env, value)
     return np.broadcast_to(_view(spec.out, axes, env), space), np.broadcast_to(final, space)
+
+
+def _normalised(value: Array, norm: RowOp, eps: float) -> Array:
+    apart = value - (value.mean(1, keepdims=True) if norm is RowOp.LAYER else 0.0)
+    return np.asarray(apart / np.sqrt((apart**2).mean(1, keepdims=True) + eps))
 
 
 def conv_weights(spec: Conv, packed: Array) -> Array:

@@ -180,30 +180,27 @@ _BLOCKS = (
     (8, 8, 1, 1), (8, 4, 1, 1), (4, 8, 1, 1), (4, 32, 1, 1),
 )  # fmt: skip
 _TILES = (
-    # (bq, bk, tq)
-    (64, 32, 8), (64, 32, 4), (32, 32, 4), (64, 64, 8), (32, 64, 4), (32, 32, 8), (32, 64, 8),
-    (16, 32, 4), (16, 32, 2), (16, 64, 2), (64, 16, 8), (32, 16, 4),
+    # (bq, bk, tq), and into how many parts the keys may be cut, in the order measured
+    (64, 32, 4, (2, 4, 1)), (64, 64, 8, (1, 2)), (32, 32, 4, (2, 4, 1)), (16, 64, 2, (1, 2)),
+    (16, 32, 2, (1, 2)), (32, 64, 4, (2, 1)), (64, 32, 8, (2, 4)), (32, 16, 2, (1, 2)),
 )  # fmt: skip
 
 
 def space(spec: Attention, caps: WgslCaps) -> list[Kinds]:
-    """Large blocks first; one query at a time where there are few queries."""
-    flash = _flash(spec, caps)
-    decode = _decode(spec, caps)
+    """Small blocks of many threads first, since they fill a device with few heads and queries; one
+    query at a time where there are few queries. In the order of what `tests.bench.candidates`
+    measured on an H100 in Chromium."""
+    flash, decode = _flash(spec, caps), _decode(spec, caps)
     if isinstance(spec.q_len, int) and spec.q_len <= 4:
         return [*decode, *flash[:6]]
     through = [k for k in flash if k.staged]
-    # Small blocks of many threads fill a device with few heads and queries; large ones read
-    # each key less often.
-    large = isinstance(spec.q_len, int) and spec.q_len * spec.heads >= 8192
-    if not large:
-        through.sort(key=lambda k: (k.bq > 16, k.threads < 64, -k.threads))
+    through.sort(key=lambda k: (k.bq > 16, k.threads < 64, -k.threads))
     direct = [k for k in flash if not k.staged]
     direct.sort(key=lambda k: k.tq * _v_columns(k.bk // k.tk, spec.v_dim) > 16)
+    # A CPU switches threads at every barrier, and takes long to compile.
     tiles = [] if caps.emulated else _tiles(spec, caps)
-    if tiles:
-        return [*tiles[:16], *through[:3], *direct[:2], *decode[:1]]
-    return [*through[:10], *direct[:6], *decode]
+    whole = [k for k in decode if k.splits == 1]
+    return [*through[: 4 if tiles else 10], *tiles[:12], *direct[: 4 if tiles else 6], *whole[:2]]
 
 
 def _fits(spec: Attention, k: Kinds, caps: WgslCaps) -> bool:
@@ -224,56 +221,38 @@ def _flash(spec: Attention, caps: WgslCaps) -> list[Flash]:
     return found
 
 
-def _decode(spec: Attention, caps: WgslCaps) -> list[Kinds]:
-    # A query's keys are shared by many threads: there are few workgroups to fill a GPU with.
+def _decode(spec: Attention, caps: WgslCaps) -> list[Decode]:
     short = isinstance(spec.kv_len, int) and spec.kv_len <= 64
-    counts = (64, 128, 256) if caps.emulated or short else (256, 128, 64)
-    whole = [Decode(n) for n in counts]
-    divided = [Decode(n, splits) for n in (64, 128, 256) for splits in (8, 16, 4)]
     if caps.emulated or short:
-        divided = []
-    return [
-        k for k in (*divided, *whole) if _some_keys(spec, k, k.threads) and _fits(spec, k, caps)
-    ]
+        pairs = [(64, 1), (128, 1), (256, 1)]
+    else:
+        # A query's keys are shared by many threads: there are few queries to fill a GPU with.
+        pairs = [(256, 4), (128, 8), (256, 8), (128, 4), (64, 8), (64, 16), (256, 2), (256, 1),
+                 (128, 2), (128, 1), (64, 1)]  # fmt: skip
+    found = [Decode(*pair) for pair in pairs]
+    return [k for k in found if _some_keys(spec, k, k.threads // 2) and _fits(spec, k, caps)]
 
 
 def _tiles(spec: Attention, caps: WgslCaps) -> list[Tiles]:
     d4 = -(-spec.head_dim // 4)
-    found = []
-    for shape in _TILES:
-        fields = dict.fromkeys([d4, *(n for n in (8, 4) if n < d4 and d4 % n == 0)])
-        for dc in fields:
-            for splits in (1, 2, 4, 8):
-                k = Tiles(*shape, dc, splits)
-                few = k.tq * _v_columns(k.bk // 4, spec.v_dim) <= 32
-                if few and _some_keys(spec, k, 2 * k.bk) and _fits(spec, k, caps):
-                    found.append(k)
-    return sorted(found, key=lambda k: _cycles(spec, k, caps))
+    chunks = dict.fromkeys([*(n for n in (4,) if n < d4 and d4 % n == 0), d4])
+    found = [
+        Tiles(bq, bk, tq, dc, splits)
+        for bq, bk, tq, parts_ in _TILES
+        for dc in chunks
+        for splits in parts_
+    ]
+    # More accumulators than 32 would leave the registers.
+    return [
+        k for k in found
+        if k.tq * _v_columns(k.bk // 4, spec.v_dim) <= 32
+        and _some_keys(spec, k, k.bk) and _fits(spec, k, caps)
+    ]  # fmt: skip
 
 
 def _some_keys(spec: Attention, k: Tiles | Decode, least: int) -> bool:
     """Whether each part has as many."""
     return k.splits == 1 or not isinstance(spec.kv_len, int) or spec.kv_len >= k.splits * least
-
-
-def _cycles(spec: Attention, k: Tiles, caps: WgslCaps) -> float:
-    """An estimate that orders candidates, as in `product_space`."""
-    batch, q, n = (x if isinstance(x, int) else u for x, u in
-                   ((spec.batch, 1), (spec.q_len, _USUAL), (spec.kv_len, _USUAL)))  # fmt: skip
-    groups = batch * spec.heads * -(-q // k.bq) * k.splits
-    waves = max(1.0, groups / caps.fill)
-    beside = min(4.0, waves)
-    rate = min(128.0, k.threads * beside * 0.65)
-    busy = min(1.0, k.tq / (k.tq + 4) * 4 / 3.6)
-    steps = -(-n // (k.bk * k.splits))
-    work = k.bq * k.bk * (spec.head_dim + spec.v_dim + 30) / rate / busy
-    chunks = -(-spec.head_dim // (4 * k.dc))
-    wait = (300 + 150 * chunks) / beside
-    join = 6700 + batch * spec.heads * q * spec.v_dim * k.splits * 8 / 1100
-    return waves * steps * (work + wait) + (join if k.splits > 1 else 0)
-
-
-_USUAL = 256
 
 
 def render(spec: Attention, knobs: Kinds) -> WgslKernel:
@@ -327,7 +306,7 @@ def _parts(spec: Attention, knobs: Kinds) -> Dim:
     """Into how many parts the keys are cut."""
     if isinstance(knobs, Flash):
         return 1
-    most = ceildiv(spec.kv_len, knobs.threads if isinstance(knobs, Decode) else 2 * knobs.bk)
+    most = ceildiv(spec.kv_len, knobs.threads if isinstance(knobs, Decode) else knobs.bk)
     return parts(knobs.splits, _workgroups(spec, knobs), most)
 
 

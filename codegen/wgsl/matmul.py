@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from .. import scalar as sc
@@ -9,7 +10,7 @@ from ..caps import WgslCaps
 from ..dims import Dim, product
 from ..scalar import Op, Scalar, Type
 from ..spec import Matmul, Storage, View
-from . import blocks, int8, product_space, prologue
+from . import blocks, epilogue, int8, product_space, prologue
 from . import product as core
 from . import product_operands as operands
 from .kernel import WgslKernel
@@ -105,7 +106,13 @@ def render(spec: Matmul, knobs: core.Knobs | FewBlocks) -> WgslKernel:
         return blocks.render_few(product_of(spec), spec.blocks, knobs, made, "matmul_blocks")
     if spec.blocks is None and spec.operands[1] is Storage.I8:
         return int8.render(product_of(spec), knobs, "matmul", module, define_a, put)
-    return core.render(product_of(spec), knobs, core.Pieces("matmul", module, loads, put))
+    finish = None
+    if spec.epilogue is not None:
+        finish = functools.partial(epilogue.finish, spec=spec)
+    return core.render(product_of(spec), knobs, core.Pieces("matmul", module, loads, put, finish))
+
+
+_HEAVY = (Op.ERF, Op.TANH, Op.EXP)
 
 
 def split(flat: Scalar, shape: tuple[Dim, ...]) -> list[Scalar]:
@@ -148,4 +155,6 @@ def product_of(spec: Matmul) -> core.Product:
         half=spec.operands[0] is Storage.F16
         and (spec.blocks is not None or spec.operands[1] is Storage.F16),
         prepares=prologue.prepares(spec),
+        heavy=any(node.op in _HEAVY for node in sc.walk([spec.final])),
+        twice=spec.epilogue is not None,
     )

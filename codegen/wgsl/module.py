@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 
 from .. import scalar as sc
-from ..dims import Dim, ceildiv, dim_max, dim_min, product
+from ..dims import Dim, ceildiv, dim_max, dim_min, floordiv, product
 from ..scalar import Op, Scalar, Type
 from ..spec import Storage
 from .kernel import Binding, Pass, Role
@@ -77,8 +77,8 @@ def fold_grid(workgroups: Dim) -> tuple[Dim, Dim, Dim]:
     return (dim_min(workgroups, MAX_GRID), ceildiv(workgroups, MAX_GRID), 1)
 
 
-ENOUGH = 512
-"""Workgroups of a device of today that it has use for: more of them, and each waits."""
+ENOUGH = 288
+"""Workgroups that a large device of today has use for: about two per core of an H100."""
 
 
 def parts(splits: int, workgroups: Dim, most: Dim = ENOUGH) -> Dim:
@@ -89,8 +89,7 @@ def parts(splits: int, workgroups: Dim, most: Dim = ENOUGH) -> Dim:
     """
     if splits == 1 or (isinstance(workgroups, int) and isinstance(most, int)):
         return splits
-    wanted = ceildiv(ENOUGH, dim_max(workgroups, 1))
-    return dim_max(dim_min(splits, wanted, most), 1)
+    return dim_max(dim_min(splits, floordiv(ENOUGH, workgroups), most), 1)
 
 
 def dim_text(dim: Dim) -> str:

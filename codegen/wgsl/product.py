@@ -142,6 +142,8 @@ class Product:
     b: Order
     half: bool = False  # both operands are stored as f16
     prepares: bool = False  # a workgroup calls prepare_rows(first row, thread, store) first
+    heavy: bool = False  # the epilogue calls transcendental functions
+    twice: bool = False  # there is a second pass, whether the k axis is split or not
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,27 +250,33 @@ def rows_and_threads(knobs: Knobs) -> tuple[int, int]:
 @dataclass(frozen=True, slots=True)
 class Pieces:
     """What the caller defines: an empty module, then `loads` (a_at, a_load, b_load) and `put`
-    (put4) for one. A split product has them in different shaders."""
+    (put4) for one. A split product has them in different shaders. `finish`, where whole rows are
+    wanted, makes the second pass of any form from its module and the number of parts."""
 
     name: str
     module: Callable[[], Module]
     loads: Callable[[Module], None]
     put: Callable[[Module], None]
+    finish: Callable[[Module, str], Pass] | None = None
 
 
 def render(p: Product, knobs: Knobs, pieces: Pieces) -> WgslKernel:
     module = pieces.module()
     pieces.loads(module)
-    if isinstance(knobs, (Tile, Matrix)) and knobs.splits > 1:
-        return _render_split(p, knobs, module, pieces)
+    split = isinstance(knobs, (Tile, Matrix)) and knobs.splits > 1
+    if split or pieces.finish is not None:
+        return _render_twice(p, knobs, module, pieces, split)
     pieces.put(module)
-    if isinstance(knobs, Few):
-        one = _few_pass(p, knobs, module)
-    elif isinstance(knobs, Direct):
-        one = _direct_pass(p, knobs, module)
-    else:
-        one = _staged_pass(p, knobs, module)
+    one = _pass(p, knobs, module, with_output=True)
     return WgslKernel(f"{pieces.name}_{_name(knobs)}", (one,), (), module.features())
+
+
+def _pass(p: Product, knobs: Knobs, module: Module, with_output: bool) -> Pass:
+    if isinstance(knobs, Few):
+        return _few_pass(p, knobs, module, with_output)
+    if isinstance(knobs, Direct):
+        return _direct_pass(p, knobs, module, with_output)
+    return _staged_pass(p, knobs, module, with_output)
 
 
 def _name(knobs: Knobs) -> str:
@@ -284,9 +292,9 @@ def _name(knobs: Knobs) -> str:
     return f"{whole}_{knobs.tm}x{knobs.tn}{kind}{split}"
 
 
-def _few_pass(p: Product, f: Few, module: Module) -> Pass:
+def _few_pass(p: Product, f: Few, module: Module, with_output: bool) -> Pass:
     fields = FewFields(
-        head=module.head(),
+        head=module.head(with_output),
         rows=f.rows,
         columns=f.columns,
         shares=f.shares,
@@ -297,12 +305,12 @@ def _few_pass(p: Product, f: Few, module: Module) -> Pass:
         prepares=p.prepares,
     )
     grid = fold_grid(ceildiv(p.n, f.columns * 4) * ceildiv(p.m, f.rows) * p.z)
-    return module.dispatch("product_few", fields, grid)
+    return module.dispatch("product_few", fields, grid, with_output)
 
 
-def _direct_pass(p: Product, d: Direct, module: Module) -> Pass:
+def _direct_pass(p: Product, d: Direct, module: Module, with_output: bool) -> Pass:
     fields = DirectFields(
-        head=module.head(),
+        head=module.head(with_output),
         tm=d.tm,
         tn=d.tn,
         tx=d.tx,
@@ -315,13 +323,13 @@ def _direct_pass(p: Product, d: Direct, module: Module) -> Pass:
         prepares=p.prepares,
     )
     grid = fold_grid(ceildiv(p.m, d.tm * d.ty) * ceildiv(p.n, d.tn * d.tx) * p.z)
-    return module.dispatch("product_direct", fields, grid)
+    return module.dispatch("product_direct", fields, grid, with_output)
 
 
 _MATRIX_FEATURES = ("shader-f16", "subgroups", "chromium-experimental-subgroup-matrix")
 
 
-def _staged_pass(p: Product, t: Tile | Matrix, module: Module) -> Pass:
+def _staged_pass(p: Product, t: Tile | Matrix, module: Module, with_output: bool) -> Pass:
     split = t.splits > 1
     half = multiplies_half(t)
     if isinstance(t, Matrix):
@@ -331,7 +339,7 @@ def _staged_pass(p: Product, t: Tile | Matrix, module: Module) -> Pass:
     if not dim_multiple(p.m, t.bm):
         row = "i32(min(m0 + row, size_m - 1u))"
     common: dict[str, Any] = {
-        "head": module.head(with_output=not split),
+        "head": module.head(with_output),
         "bm": t.bm,
         "bn": t.bn,
         "bk": t.bk,
@@ -370,7 +378,7 @@ def _staged_pass(p: Product, t: Tile | Matrix, module: Module) -> Pass:
             b_pad=_B_PAD[p.b],
         )
     grid = fold_grid(_workgroups(p, t) * _parts(p, t))
-    return module.dispatch(template, fields, grid, with_output=not split)
+    return module.dispatch(template, fields, grid, with_output)
 
 
 def _workgroups(p: Product, t: Tile | Matrix) -> Dim:
@@ -385,26 +393,45 @@ def _parts(p: Product, t: Tile | Matrix) -> Dim:
 _FINISH_WORKGROUP = 64
 
 
-def _render_split(p: Product, t: Tile | Matrix, module: Module, pieces: Pieces) -> WgslKernel:
-    module.scratch.append(("partial_sums", "vec4<f32>"))
-    first = _staged_pass(p, t, module)
-    last = pieces.module()
-    pieces.put(last)
-    last.scratch.append(("partial_sums", "vec4<f32>"))
+def _render_twice(
+    p: Product, knobs: Knobs, module: Module, pieces: Pieces, split: bool
+) -> WgslKernel:
+    """The first pass leaves sums in scratch, of each part where the k axis is split."""
     quads = ceildiv(p.n, 4)
-    fields = FinishFields(
-        head=last.head(),
-        workgroup=_FINISH_WORKGROUP,
-        parts=dim_text(_parts(p, t)),
-        m=dim_text(p.m),
-        quads=dim_text(quads),
-        z=dim_text(p.z),
-    )
-    grid = fold_grid(ceildiv(p.z * p.m * quads, _FINISH_WORKGROUP))
-    second = last.dispatch("product_finish", fields, grid)
+    module.scratch.append(("partial_sums", "vec4<f32>"))
+    if not split:
+        at = f"(u32(z) * {dim_text(p.m)} + u32(m)) * {dim_text(quads)} + u32(n) / 4u"
+        head = "fn put4(z: i32, m: i32, n: i32, acc: vec4<f32>) {"
+        module.text(head, [f"partial_sums[{at}] = acc;"])
+    first = _pass(p, knobs, module, with_output=False)
+    last = pieces.module()
+    last.scratch.append(("partial_sums", "vec4<f32>"))
+    count = _parts(p, knobs) if isinstance(knobs, (Tile, Matrix)) else 1
+    finish = pieces.finish or _finish(p, pieces)
+    second = finish(last, dim_text(count))
     return WgslKernel(
-        f"{pieces.name}_{_name(t)}",
+        f"{pieces.name}_{_name(knobs)}",
         (first, second),
-        (p.z * p.m * quads * 16 * _parts(p, t),),
+        (p.z * p.m * quads * 16 * count,),
         tuple(dict.fromkeys([*module.features(with_output=False), *last.features()])),
     )
+
+
+def _finish(p: Product, pieces: Pieces) -> Callable[[Module, str], Pass]:
+    """The second pass that adds up parts, one element at a time."""
+
+    def made(module: Module, count: str) -> Pass:
+        pieces.put(module)
+        quads = ceildiv(p.n, 4)
+        fields = FinishFields(
+            head=module.head(),
+            workgroup=_FINISH_WORKGROUP,
+            parts=count,
+            m=dim_text(p.m),
+            quads=dim_text(quads),
+            z=dim_text(p.z),
+        )
+        grid = fold_grid(ceildiv(p.z * p.m * quads, _FINISH_WORKGROUP))
+        return module.dispatch("product_finish", fields, grid)
+
+    return made

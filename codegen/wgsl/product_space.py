@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 from ..caps import WgslCaps
 from ..dims import ceildiv
+from .module import ENOUGH
 from .product import Direct, Few, Knobs, Matrix, Order, Product, Tile
 
 _TILES = (
@@ -40,7 +44,7 @@ def space(p: Product, caps: WgslCaps) -> list[Knobs]:
     few = [f for f in _few(p) if _legal_few(f, caps)]
     tiles: list[Tile] = []
     shapes: Counter[tuple[int, ...]] = Counter()
-    for t in sorted(_tiles(p, caps), key=lambda t: _cycles(p, t, caps)):
+    for t in sorted(_tiles(p, caps), key=lambda t: _typical(_cycles, p, t, caps)):
         shape = (t.bm, t.bn, t.bk, t.tm, t.tn)
         shapes[shape] += 1
         if shapes[shape] <= 2:  # its best variants; tuning wants different shapes
@@ -55,7 +59,7 @@ def space(p: Product, caps: WgslCaps) -> list[Knobs]:
         return [*few[:3], *tiles[:14], *direct[:3]]
     if work <= _SMALL:
         return [*direct[:3], *tiles[:16], *few[:3]]
-    matrices = sorted(_matrices(p, caps), key=lambda t: _matrix_cycles(p, t, caps))
+    matrices = sorted(_matrices(p, caps), key=lambda t: _typical(_matrix_cycles, p, t, caps))
     return [*matrices[:12], *tiles[: 6 if matrices else 16], *direct[:3], *few[:3]]
 
 
@@ -121,35 +125,60 @@ def _matrices(p: Product, caps: WgslCaps) -> list[Matrix]:
 _MOST_PARTIAL = 32 << 20
 """Bytes of partial sums that a split product may take."""
 
-_USUAL = 256  # what a dynamic size is taken for
-_LATENCY = 90  # cycles of a step that nothing hides, with one workgroup at a time
+_USUAL = 256  # what a size known at run time only is taken for
+_ROWS = (128, 384)  # and what rows are, in turn: a choice is to suit both
+_LATENCY = 365  # cycles of a step that nothing hides, with one workgroup at a time
 
 
-def _cycles(p: Product, t: Tile, caps: WgslCaps) -> float:
+def _typical(
+    estimate: Callable[[Product, Any, WgslCaps, int], float], p: Product, t: Any, caps: WgslCaps
+) -> float:
+    """For as many rows as there are, or as inputs of models often have."""
+    return math.prod(estimate(p, t, caps, m) for m in ([p.m] if isinstance(p.m, int) else _ROWS))
+
+
+def _splits_of(p: Product, t: Tile | Matrix, workgroups: int) -> int:
+    """As many as there would be at run time (`module.parts`)."""
+    known = all(isinstance(size, int) for size in (p.z, p.m, p.n))
+    return t.splits if known else max(1, min(t.splits, ENOUGH // workgroups))
+
+
+def _cycles(p: Product, t: Tile, caps: WgslCaps, m: int) -> float:
     """An estimate that orders candidates; only measuring tells how long they take.
 
-    Its numbers are fitted to what `tests.bench.candidates` measured of ten products in Chromium on
-    an H100: there its first choice takes at most 10 % longer than the best of those measured.
+    Its numbers are fitted to what `tests.bench.candidates` measured of 16 products in Chromium on
+    an H100, those of encoders among them: there its first choice takes at most 10 % longer than
+    the best of those that need no more than 16 KiB of workgroup memory.
     """
-    z, m, n, k = _sizes(p)
-    groups = -(-m // t.bm) * -(-n // t.bn) * z * t.splits
+    z, _, n, k = _sizes(p)
+    groups = -(-m // t.bm) * -(-n // t.bn) * z
+    splits = _splits_of(p, t, groups)
+    groups *= splits
     waves = max(1.0, groups / caps.fill)
-    beside = min(4.0, waves)  # workgroups that share a slot and hide each other's latency
-    rate = min(128.0, t.threads * beside * 0.65)
+    beside = min(3.0, waves)  # workgroups that share a slot and hide each other's latency
+    waves += 0.6 * (math.ceil(waves) - waves) / math.sqrt(waves)  # the last one is not full
+    rate = min(128.0, t.threads * beside * 0.43)
     # Reads from workgroup memory per multiplication fall as a thread's tile grows.
-    busy = min(1.0, t.tm * t.tn / (t.tm + t.tn) / 3.6)
+    busy = min(1.0, t.tm * t.tn / (t.tm + t.tn) / 4.4)
     # Two f16 products at a time; each step's sums join the f32 ones.
     depth = t.bk / 1.6 + 3 if t.half else t.bk
     step = t.bm * t.bn * depth / rate / busy
-    stage = 3.7 * (t.bm + t.bn) * t.bk / 128 * (0.5 if t.half else 1)
-    wait = _LATENCY / beside * (0.8 if t.buffers == 2 else 1)
-    steps = max(1, -(-k // (t.bk * t.splits)))
-    return waves * steps * (step + stage + wait) + _second_pass(p, t.splits)
+    stage = 18.6 * (t.bm + t.bn) * t.bk / 128 * (0.5 if t.half else 1)
+    wait = _LATENCY / beside * (1.02 if t.buffers == 2 else 1)  # seldom of use
+    steps = max(1, -(-k // (t.bk * splits)))
+    cycles = waves * steps * (step + stage + wait)
+    if t.splits == 1 and p.heavy and t.tm * t.tn >= 32:
+        cycles *= 1.22  # so many copies of the epilogue's code are fetched
+    elif t.splits > 1:
+        cycles *= 1.05  # a small gain is not worth it: other devices have less bandwidth
+    return cycles + _second_pass(p, t, m * splits, 20000, 720)
 
 
-def _matrix_cycles(p: Product, t: Matrix, caps: WgslCaps) -> float:
-    z, m, n, k = _sizes(p)
-    groups = -(-m // t.bm) * -(-n // t.bn) * z * t.splits
+def _matrix_cycles(p: Product, t: Matrix, caps: WgslCaps, m: int) -> float:
+    z, _, n, k = _sizes(p)
+    groups = -(-m // t.bm) * -(-n // t.bn) * z
+    splits = _splits_of(p, t, groups)
+    groups *= splits
     waves = max(1.0, groups / caps.fill)
     beside = min(3.0, waves)
     rate = min(1024.0, t.threads * 6 * beside)
@@ -157,13 +186,19 @@ def _matrix_cycles(p: Product, t: Matrix, caps: WgslCaps) -> float:
     busy = min(1.0, t.sm * t.sn / (t.sm + t.sn) / 32)
     step = t.bm * t.bn * t.bk / rate / busy
     wait = 240 / beside
-    return waves * max(1, -(-k // (t.bk * t.splits))) * (step + wait) + _second_pass(p, t.splits)
+    return waves * max(1, -(-k // (t.bk * splits))) * (step + wait) + _second_pass(
+        p, t, m * splits, 6700, 1100
+    )
 
 
-def _second_pass(p: Product, splits: int) -> float:
-    """Partial sums go out to memory and come back, some thousand bytes per cycle."""
-    z, m, n, _ = _sizes(p)
-    return 6700 + m * n * z * splits * 8 / 1100 if splits > 1 else 0
+def _second_pass(
+    p: Product, t: Tile | Matrix, rows: int, launch: float, bytes_per_cycle: float
+) -> float:
+    """Partial sums, so many rows of them, go out to memory and come back."""
+    if t.splits == 1 and not p.twice:
+        return 0.0
+    z, _, n, _ = _sizes(p)
+    return launch + rows * n * z * 8 / bytes_per_cycle
 
 
 def _legal(t: Tile | Matrix, caps: WgslCaps) -> bool:

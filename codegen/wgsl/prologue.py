@@ -126,6 +126,11 @@ def _operands(*roots: Scalar) -> set[int]:
     return {int(n.value or 0) for n in sc.walk(roots) if n.op is Op.LOAD}
 
 
+def define_rows(module: Module, name: str, value: Scalar, elsewhere: frozenset[int]) -> None:
+    """`name4(m, k, acc)`: the value at k .. k + 3 of a row, over AXIS (m, k) and ACC."""
+    _define(module, name, value, True, set(elsewhere), acc=True)
+
+
 def _define(
     module: Module, name: str, value: Scalar, wide: bool, elsewhere: set[int], acc: bool
 ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from ..codegen import scalar as sc
 from ..codegen.dims import Dim, Expr, substitute, symbol, symbols
 from ..codegen.scalar import Op, Scalar
-from ..codegen.spec import KernelSpec, Map, Prologue, Reduce, ReduceOp, Row, Storage, View
+from ..codegen.spec import Epilogue, KernelSpec, Map, Prologue, Reduce, ReduceOp, Row, Storage, View
 from .index import Space, shift_axes
 from .order import by_stride
 
@@ -109,6 +109,8 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from _parts(value.strides)
     elif isinstance(value, Prologue):
         yield from (value.value, value.final)
+    elif isinstance(value, Epilogue):
+        yield value.final
     elif isinstance(value, tuple):
         for item in value:
             yield from _parts(item)
@@ -130,6 +132,8 @@ def _rewrite(value: Any, scalar: Callable[[Scalar], Scalar], dim: Callable[[Dim]
         return View(tuple(dim(s) for s in value.strides), dim(value.offset))
     if isinstance(value, Prologue):
         return dataclasses.replace(value, value=scalar(value.value), final=scalar(value.final))
+    if isinstance(value, Epilogue):
+        return dataclasses.replace(value, final=scalar(value.final))
     if isinstance(value, tuple):
         return tuple(_rewrite(item, scalar, dim) for item in value)
     return value

@@ -5,13 +5,16 @@ a query, or multiplying a gate into its values is better done again by each work
 result than once by a kernel of its own. On a CPU it is the other way round. So the program is
 lowered once, and this gives a GPU's version of it, over the same buffers:
 
-1. A `Row` (layer or RMS normalisation) whose first reader is a product that takes it as its left
+1. A `Row` (layer or RMS normalisation) of what a product wrote becomes that product's epilogue: its
+   second pass, which adds up the parts of the k axis, has whole rows. Where others read the
+   product's own values, as the residual of a pre-norm layer, it stores them too.
+2. A `Row` of few rows whose first reader is a product that takes it as its left
    operand becomes that product's prologue. Where others read it later, the product stores it too.
-   Every column of workgroups takes the statistics again: so only where the columns are few, as of
-   queries, keys and values, or where the rows are, as in a step of generation.
-2. A `Map` whose only reader is a product's left operand, and whose loads run along with it, becomes
+   Every column of workgroups takes the statistics again, which costs more than a kernel where the
+   rows are many.
+3. A `Map` whose only reader is a product's left operand, and whose loads run along with it, becomes
    the prologue.
-3. A `Map` whose only reader takes it as an attention's query becomes the query.
+4. A `Map` whose only reader takes it as an attention's query becomes the query.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from ..codegen.dims import Dim, substitute, symbol
 from ..codegen.scalar import Op, Scalar, Type
 from ..codegen.spec import (
     Attention,
+    Epilogue,
     KernelSpec,
     Map,
     Matmul,
@@ -39,8 +43,8 @@ from .index import Space, shift_axes, unravel
 from .values import BufferInfo, Emitted
 
 _NORMS = (RowOp.LAYER, RowOp.RMS)
-_MOST_WIDER = 3  # columns of a normalising product, in lengths of its rows
 _FEW_ROWS = 8
+_LONGEST_ROW = 8192  # elements that a workgroup holds in registers
 _FLOATS = (Storage.F32, Storage.F16)
 
 
@@ -63,12 +67,76 @@ class _Fusion:
 
     def run(self) -> list[Emitted | None]:
         for i, step in enumerate(self.steps):
-            made = None if step is None else self._absorbed(i, step)
+            made = None if step is None else self._finished(i, step) or self._absorbed(i, step)
             if made is not None:
-                reader, fused = made
+                other, fused = made
                 self.steps[i] = None
-                self.steps[reader] = fused
+                self.steps[other] = fused
         return self.steps
+
+    def _finished(self, number: int, step: Emitted) -> tuple[int, Emitted] | None:
+        """The product whose rows a step normalises, made to do that as well."""
+        if not isinstance(step.spec, Row) or step.spec.op not in _NORMS:
+            return None
+        source = self._opened(step)
+        assert isinstance(source, Row)
+        made = source.value
+        if made.op is not Op.LOAD or self.writers[step.output] != [number]:
+            return None
+        buffer = int(made.value or 0)
+        writers = self.writers.get(buffer, [])
+        target = self.steps[writers[0]] if len(writers) == 1 and writers[0] < number else None
+        if target is None or not isinstance(target.spec, Matmul) or target.output != buffer:
+            return None
+        product = self._opened(target)
+        assert isinstance(product, Matmul)
+        early = all(w < writers[0] for b in loads(source.final) for w in self.writers.get(b, []))
+        if not early or not self._normalises(source, product):
+            return None
+        keep = len(self.readers[buffer]) > 1 or self.buffers[buffer].port
+        if keep and target.kept is not None:
+            return None
+        fused = dataclasses.replace(
+            product,
+            output=source.output,
+            epilogue=Epilogue(
+                source.op, source.eps, source.final, product.output if keep else None
+            ),
+        )
+        # The product's own operands keep their places.
+        first = target.spec.prologue is not None
+        fixed = target.operands[:2]
+        spec, operands, arguments = close(fused, fixed, lambda b: self.buffers[b].storage, first)
+        if len(operands) + (keep or target.kept is not None) > MAX_OPERANDS:
+            return None
+        args = tuple(self.sizes[a] for a in arguments)
+        label = f"{target.label} + {step.label}"
+        kept = buffer if keep else target.kept
+        return writers[0], Emitted(spec, tuple(operands), step.output, args, label, kept)
+
+    @staticmethod
+    def _normalises(source: Row, product: Matmul) -> bool:
+        """Every row of a product of floats with a packed matrix, which it stores row-major."""
+        n = product.n
+        if len(source.shape) != 1 or len(source.row) != 1 or not isinstance(n, int):
+            return False
+        whole = View((n, 1))
+        space = Space((product.m, n))
+        few = isinstance(product.m, int) and product.m <= _FEW_ROWS
+        return (
+            not few
+            and n % 4 == 0
+            and n <= _LONGEST_ROW
+            and (source.shape[0], source.row[0]) == (product.m, n)
+            and not product.batch
+            and product.b is None
+            and product.blocks is None
+            and product.epilogue is None
+            and all(s in _FLOATS for s in (*product.operands[:2], product.output, source.output))
+            and _same(product.out, whole, product.m)
+            and _same(space.view(source.value.args[0]), whole, product.m)
+            and _same(space.view(source.index), whole, product.m)
+        )
 
     def _absorbed(self, number: int, step: Emitted) -> tuple[int, Emitted] | None:
         """The first reader of a step's result, made to do that step as well."""
@@ -168,9 +236,7 @@ class _Fusion:
         if not (fits and self._takes(reader, made) and _same(space.view(source.index), whole, m)):
             return None
         few = isinstance(m, int) and m <= _FEW_ROWS
-        n = reader.n
-        narrow = isinstance(n, int) and isinstance(k, int) and n <= k * _MOST_WIDER
-        if source.output not in _FLOATS or not (few or narrow):
+        if source.output not in _FLOATS or not few:
             return None
         prologue = Prologue(
             source.value, source.final, source.op, source.eps, source.output if keep else None

@@ -103,7 +103,7 @@ class Emitted:
     args: tuple[Dim, ...]
     label: str
     kept: int | None = None
-    """Where a product keeps the left operand that it makes (see `spec.Prologue`)."""
+    """A product's second output (see `spec.Prologue` and `spec.Epilogue`)."""
 
 
 @dataclass(eq=False, slots=True)

@@ -21,6 +21,7 @@ from pywebgpu.codegen.spec import (
     Attention,
     Blocks,
     Conv,
+    Epilogue,
     KernelSpec,
     Map,
     Matmul,
@@ -214,6 +215,25 @@ def prologue_case(
     return b.case(
         Matmul, m * n, batch=(), m=dm, n=n, k=k, a=View((k, 1)), b=None, out=View((n, 1)),
         final=final, prologue=made,
+    )  # fmt: skip
+
+
+def epilogue_case(
+    m: int, n: int, k: int, norm: RowOp, keep: bool = False, **options: Any
+) -> Case:  # fmt: skip
+    """A product and a residual, whose rows are normalised, scaled and shifted."""
+    b = Build(**options)
+    m_, n_ = sc.axis(0), sc.axis(1)
+    dm = b.size(m)
+    b.normal(m, k)
+    b.operand(pack(b.rng.standard_normal((k, n)) / 3))
+    bias, x = b.normal(n), b.operand(b.rng.standard_normal((m, n)) * 3 + 20)
+    scale, shift = b.normal(n), b.normal(n)
+    final = sc.acc() + sc.load(bias, n_) + sc.load(x, m_ * n + n_)
+    normed = sc.acc() * sc.load(scale, n_) + sc.load(shift, n_)
+    return b.case(
+        Matmul, m * n, batch=(), m=dm, n=n, k=k, a=View((k, 1)), b=None, out=View((n, 1)),
+        final=final, epilogue=Epilogue(norm, 1e-5, normed, b.float if keep else None),
     )  # fmt: skip
 
 
@@ -450,4 +470,8 @@ def for_gpus() -> Iterator[tuple[str, Case]]:
         for m, n, k in ((1, 24, 256), (40, 24, 256), (300, 256, 258)):
             name = f"{norm.value if norm else 'pointwise'} prologue {m}x{k}x{n}"
             yield name, prologue_case(m, n, k, norm, norm is not None)
+    for norm in (RowOp.LAYER, RowOp.RMS):
+        for m, n, k in ((1, 24, 256), (40, 260, 256)):
+            case = epilogue_case(m, n, k, norm, norm is RowOp.RMS, dynamic=m > 1)
+            yield f"{norm.value} epilogue {m}x{k}x{n}", case
     yield "turned attention", attention_case(1, 4, 2, 9, 40, 16, 16, turned=True)

@@ -31,7 +31,7 @@ from pywebgpu.errors import DeviceError
 from pywebgpu.executors.wgpu_device import Gpu
 from tests.executors_seen import record_executor
 from tests.reference import evaluate as reference
-from tests.reference import left_operand
+from tests.reference import second_output
 
 Array = np.ndarray[Any, Any]
 Space = Callable[[KernelSpec], list[Any]]
@@ -229,13 +229,13 @@ def _wgpu_buffer(elements: Array, storage: Storage) -> Any:
 
 
 class _Kept:
-    """The second output of a product that stores the left operand that it makes."""
+    """A product's second output."""
 
     def __init__(
-        self, spec: Matmul, storage: Storage, operands: Sequence[Array], sizes: dict[str, int]
+        self, spec: Matmul, storage: Storage, operands: Sequence[Array], args: Sequence[int]
     ) -> None:
         wide = [o.astype(np.float64) for o in operands]
-        self.want = left_operand(spec, wide, sizes).ravel()
+        self.want = second_output(spec, wide, args).ravel()
         self.storage = storage
         blank = np.full(self.want.size, GARBAGE[storage], DTYPE[storage])
         self.buffer = _wgpu_buffer(blank, storage)
@@ -261,8 +261,8 @@ def _wgpu_run(
     scratch = [gpu.buffer(evaluate(n, sizes), poison=True) for n in kernel.scratch]
     uniform = (gpu.uniforms([args]), 0) if args else None
     kept = None
-    if isinstance(spec, Matmul) and spec.prologue is not None and spec.prologue.keep is not None:
-        kept = _Kept(spec, spec.prologue.keep, operands, sizes)
+    if isinstance(spec, Matmul) and spec.keep is not None:
+        kept = _Kept(spec, spec.keep, operands, args)
     buffer = None if kept is None else kept.buffer
     gpu.submit(gpu.dispatches(kernel, inputs, output, scratch, args, uniform, buffer))
     (raw,) = gpu.read([(output, blank.nbytes + MARGIN)])

@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 
 from pywebgpu.codegen import wgsl
 from pywebgpu.codegen.caps import WgslCaps
+from pywebgpu.codegen.dims import evaluate
 from pywebgpu.codegen.scalar import axis, load
 from pywebgpu.codegen.spec import Map, ReduceOp, RowOp, Storage
-from pywebgpu.codegen.wgsl.product import multiplies_half
+from pywebgpu.codegen.wgsl.product import Tile, multiplies_half
 from tests.kernels import harness
 from tests.kernels.cases import (
     Case,
     attention_case,
     batched_case,
     conv_case,
+    epilogue_case,
     map_case,
     matmul_case,
     one_of_each,
@@ -130,6 +132,30 @@ def test_prologue(
 def test_prologue_in_every_form(norm: RowOp | None, half: bool, m: int, n: int, k: int) -> None:
     """Few rows, direct tiles, staged tiles, split or not, with the second output."""
     case = prologue_case(m, n, k, norm, norm is not None, half=half)
+    found = harness.space("wgpu" if half else "wgpu-floor", case.spec)
+    forms = {(type(knobs), getattr(knobs, "splits", 1) > 1): knobs for knobs in found}
+    assert len(forms) >= 3
+    tolerance = 2e-2 if half else 2e-4
+    harness.check(
+        "wgpu", case.spec, case.operands, case.args, case.out_size,
+        rtol=tolerance, atol=tolerance, candidates=list(forms.values()),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k", "norm", "keep", "half"),
+    [
+        (1, 24, 512, RowOp.LAYER, True, False),
+        (40, 260, 256, RowOp.RMS, True, False),
+        (17, 1284, 300, RowOp.LAYER, False, False),
+        (40, 64, 256, RowOp.LAYER, True, True),
+    ],
+)
+def test_epilogue_in_every_form(
+    m: int, n: int, k: int, norm: RowOp, keep: bool, half: bool
+) -> None:
+    """Few rows, direct tiles, staged tiles, split or not: all end in the pass over rows."""
+    case = epilogue_case(m, n, k, norm, keep, half=half, dynamic=m > 1)
     found = harness.space("wgpu" if half else "wgpu-floor", case.spec)
     forms = {(type(knobs), getattr(knobs, "splits", 1) > 1): knobs for knobs in found}
     assert len(forms) >= 3
@@ -256,6 +282,15 @@ def test_what_is_bound_is_used() -> None:
                 assert len(names) == len(one.bindings)
                 for bound in names:
                     assert len(re.findall(rf"\b{bound}\b", one.code)) > 1, (name, bound)
+
+
+@pytest.mark.parametrize(("m", "parts"), [(1, 16), (384, 8), (4096, 1)])
+def test_rows_of_a_run_decide_how_often_k_is_cut(m: int, parts: int) -> None:
+    """36 tiles of 128 x 64 at 384 rows: eight parts keep a large device busy, and no more."""
+    spec = matmul_case(9, 768, 3072, dynamic=True).spec
+    kernel = wgsl.render(spec, Tile(128, 64, 16, 8, 8, splits=16))
+    (scratch,) = kernel.scratch
+    assert evaluate(scratch, {"a0": m}) == parts * m * 768 * 4
 
 
 def test_split_products_are_offered() -> None:
