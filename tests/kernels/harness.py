@@ -236,7 +236,7 @@ class _Kept:
     ) -> None:
         wide = [o.astype(np.float64) for o in operands]
         self.want = second_output(spec, wide, args).ravel()
-        self.storage = storage
+        self.spec, self.storage = spec, storage
         blank = np.full(self.want.size, GARBAGE[storage], DTYPE[storage])
         self.buffer = _wgpu_buffer(blank, storage)
 
@@ -244,7 +244,9 @@ class _Kept:
         bytes_ = self.want.size * self.storage.bytes
         (raw,) = _gpu().read([(self.buffer, bytes_)])
         found = np.frombuffer(raw, DTYPE[self.storage])[: self.want.size]
-        rounding = 2e-3 if self.storage is Storage.F16 else 1e-4
+        # A product's own values may have been summed up in f16 for a step.
+        half = 2e-3 if self.spec.epilogue is None else 2e-2
+        rounding = half if self.storage is Storage.F16 else 1e-4
         np.testing.assert_allclose(found, self.want, rounding, rounding, err_msg=f"kept, {knobs}")
         self.buffer.destroy()
 
