@@ -296,7 +296,8 @@ def export(
         list[str] | None,
         typer.Option(
             metavar="NAME=FILE.npy",
-            help="An input's values to judge a quantised model by; else random ones. Repeatable.",
+            help="An input's values to judge a quantised or f16 model by; else random ones. "
+            "Repeatable.",
         ),
     ] = None,
     dim: Annotated[
@@ -324,7 +325,8 @@ def export(
       pywebgpu export model.onnx -o bundle --value k=[5]     for one value of an input that
                                                              decides shapes
       pywebgpu export model.onnx -o bundle --records records.json
-      pywebgpu export model.onnx -o bundle --dtype f16       half the bytes, WebGPU only
+      pywebgpu export model.onnx -o bundle --dtype f16       half the bytes, WebGPU only; says
+                                                             what f16 cannot hold
       pywebgpu export model.onnx -o bundle --quantize int8   a quarter of the bytes, and what
                                                              that costs in accuracy
       pywebgpu export model.onnx -o bundle --quantize int4   weights of products in 4 bits

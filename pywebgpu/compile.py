@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,12 +47,14 @@ def compile_model(
     *,
     values: Mapping[str, np.ndarray[Any, Any]] | None = None,
     half: bool = False,
+    wide: Collection[int] = (),
     int8: Int8 | None = None,
 ) -> Compiled:
     """Compile a model (path, bytes, parsed model or `Graph`) to a target-free plan.
 
     values: inputs to fix: they become constants, and the plan has them as inputs no more.
     half: store floats as f16 (see `half`); such a plan runs on WebGPU only.
+    wide: numbers of buffers that stay f32 there (see `half_range`).
     int8: which constants become bytes (see `lower.int8`), and where to note it.
 
     Raises:
@@ -72,7 +74,7 @@ def compile_model(
     say("lowering")
     lowering = lower(graph, int8)
     if half:
-        halve(lowering)
+        halve(lowering, wide)
     # A program's items name steps by number: those of a GPU must be the same.
     fused = lowering.steps if lowering.controlled else fuse(lowering.steps, lowering.buffers)
     memory = plan_memory(lowering.buffers, lowering.steps, lowering.program, graph.counted, fused)

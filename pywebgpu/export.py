@@ -17,6 +17,7 @@ from .bundle import wgsl_file, write_bundle
 from .compile import compile_model
 from .console import human_bytes
 from .errors import InputError
+from .half_range import RangeReport, out_of_range
 from .lower import Int8
 from .lower.int4 import Int4
 from .records import Winners, load_records
@@ -46,6 +47,8 @@ class ExportReport:
     """Kernels whose knobs come from a record, by target."""
     accuracy: AccuracyReport | None = None
     """What quantising cost, where that was asked for."""
+    ranges: RangeReport | None = None
+    """What f16 cannot hold, where that was asked for."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -57,6 +60,7 @@ class ExportReport:
             f"WGSL {human_bytes(self.wgsl_bytes)}, in {self.seconds:.1f} s"
             + "".join(f"; {n} kernels by record for {t}" for t, n in self.tuned.items())
             + ("" if self.accuracy is None else "\n" + "\n".join(self._accuracy_lines()))
+            + ("" if self.ranges is None else "\n" + "\n".join(self.ranges.lines()))
         )
 
     def _accuracy_lines(self) -> list[str]:
@@ -84,13 +88,14 @@ def export(
     values: inputs to fix. The bundle has them as inputs no more.
     records: a file of tuning records; kernels that it speaks of are generated as it says.
     dtype: how floats are stored, "f32" or "f16". An f16 bundle is half as large, needs a GPU with
-        shader-f16, and has no WebAssembly module.
+        shader-f16, and has no WebAssembly module. The f32 model is run once here, and what f16
+        could not hold stays f32; the report names it.
     quantize: "int8": large constants become bytes, and the other operand of their products is
         rounded as it comes. The report then says what that cost, compared on this machine's CPU.
         "int4": matrices of products become 4-bit codes in blocks of 32 with a scale and a zero
         point each; activations stay floats. It goes with either dtype.
     keep: names of nodes or constants that are not quantised.
-    feeds, dims: inputs, and sizes of the random ones for the rest, for that comparison.
+    feeds, dims: inputs, and sizes of the random ones for the rest, for that comparison and run.
 
     Raises:
         ModelError, InputError: the model or the records cannot be read, a value does not fit its
@@ -105,7 +110,14 @@ def export(
     if dtype not in ("f32", "f16"):
         raise InputError("no such storage type", where="dtype", got=dtype, expected="f32 or f16")
     int8 = _int8(quantize, keep, dtype)
-    compiled = compile_model(model, values=values, half=dtype == "f16", int8=int8)
+    wide: tuple[int, ...] = ()
+    ranges = None
+    if dtype == "f16":
+        say("looking at the range of activations", 0, stages)
+        whole = compile_model(model, values=values, int8=None if int8 is None else type(int8)(keep))
+        ranges = out_of_range(whole, model=model, feeds=feeds, dims=dims)
+        wide = tuple(tensor.buffer for tensor in ranges.kept)
+    compiled = compile_model(model, values=values, half=dtype == "f16", wide=wide, int8=int8)
     plan = compiled.plan
     report = None
     if int8 is not None:
@@ -145,6 +157,7 @@ def export(
         seconds=round(time.perf_counter() - start, 3),
         tuned=tuned_kernels(plan, winners),
         accuracy=report,
+        ranges=ranges,
     )
 
 

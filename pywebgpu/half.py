@@ -8,6 +8,7 @@ half-precision loads.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -18,8 +19,10 @@ from .lower import Lowering
 LARGEST = float(np.finfo(np.float16).max)
 
 
-def halve(lowering: Lowering) -> int:
+def halve(lowering: Lowering, wide: Collection[int] = ()) -> int:
     """Store floats as f16, in place; returns how many weights stay f32 because of their range.
+
+    wide: numbers of other buffers that stay f32.
 
     A finite weight beyond f16's largest number, 65504, would become infinite.
     """
@@ -32,8 +35,8 @@ def halve(lowering: Lowering) -> int:
     for number, array in enumerate(arrays):
         if array.dtype == np.float32 and number not in kept:
             arrays[number] = array.astype(np.float16)
-    for buffer in lowering.buffers:
-        if buffer.storage is Storage.F32 and buffer.weight not in kept:
+    for i, buffer in enumerate(lowering.buffers):
+        if buffer.storage is Storage.F32 and buffer.weight not in kept and i not in wide:
             buffer.storage = Storage.F16
     for i, step in enumerate(lowering.steps):
         spec = replace(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -87,3 +89,44 @@ def test_devices_with_subgroup_matrices_have_shaders_of_their_own(tmp_path: Path
     (kernel,) = bundle.wgsl_kernels("matrix")
     assert "subgroupMatrixMultiplyAccumulate" in kernel.passes[0].code
     assert "chromium-experimental-subgroup-matrix" in kernel.features
+
+
+@pytest.mark.wgpu
+@pytest.mark.parametrize("given", [False, True])
+def test_activations_beyond_the_range_stay_f32(tmp_path: Path, given: bool) -> None:
+    """Squares of numbers in the thousands are normalised afterwards; tiny ones are scaled up. What
+    only given feeds show is found with them."""
+    rng = np.random.default_rng(3)
+    weight = rng.standard_normal((32, 32)).astype(np.float32)
+    scale = np.float32(1 if given else 3e3)
+    nodes = [
+        helper.make_node("Mul", ["x", "scale"], ["scaled"]),
+        helper.make_node("MatMul", ["scaled", "w"], ["product"]),
+        helper.make_node("Mul", ["product", "product"], ["square"]),
+        helper.make_node("MatMul", ["square", "w"], ["mixed"]),
+        helper.make_node("LayerNormalization", ["mixed", "ones"], ["y"]),
+    ]
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [5, 32]) for n in "xy"]
+    arrays = {"w": weight, "scale": scale, "ones": np.ones(32, np.float32)}
+    constants = [numpy_helper.from_array(np.asarray(a), n) for n, a in arrays.items()]
+    graph = helper.make_graph(nodes, "wide", ports[:1], ports[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    x = rng.standard_normal((5, 32)).astype(np.float32) * np.float32(3e3 if given else 1)
+    feeds = {"x": x} if given else None
+    report = export(model.SerializeToString(), tmp_path / "bundle", dtype="f16", feeds=feeds)
+    assert report.ranges is not None
+    assert report.ranges.feeds == ("given" if given else "random")
+    assert 0 < len(report.ranges.kept) <= report.ranges.tensors
+    assert all(t.largest > 16000 for t in report.ranges.kept)
+    assert json.loads(json.dumps(report.to_json()))["ranges"]["kept"]
+    assert "stays f32" in str(report)
+    (want,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    (got,) = _gpu(tmp_path / "bundle").run(None, {"x": x})
+    np.testing.assert_allclose(got, want, atol=3e-2)
+
+
+def test_ordinary_activations_are_all_f16(tmp_path: Path) -> None:
+    report = export(DIGITS, tmp_path / "bundle", dtype="f16")
+    assert report.ranges is not None
+    assert report.ranges.kept == ()
+    assert "none beyond f16's range" in str(report)
