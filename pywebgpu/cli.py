@@ -415,6 +415,13 @@ def site(
         PyodideSource,
         typer.Option(help="Python in the page: copied into the site, from its CDN, or left out."),
     ] = PyodideSource.local,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Let pages run ONNX Runtime Web beside ours: copies its files and the ONNX files.",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Build a static site in which the models answer in the visitor's browser.
@@ -425,11 +432,15 @@ def site(
     Examples:
       pywebgpu site model.onnx -o site
       pywebgpu site digits.onnx bundles/minilm -o site --pyodide none
+      pywebgpu site model.onnx -o site --compare     beside ONNX Runtime Web, 58 MB more
+
+    Browser libraries come from a node_modules folder here or above, from the one named by
+    PYWEBGPU_NODE_MODULES, or from npm.
     """
     from .site import build_site
 
     with progress_bar(json) as progress:
-        folder = build_site(models, out, pyodide=pyodide.value, progress=progress)
+        folder = build_site(models, out, pyodide=pyodide.value, compare=compare, progress=progress)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     total = sum(path.stat().st_size for path in files)
     if json:

@@ -41,6 +41,7 @@ _MODULES = (
     "errors.py",
     "executors/__init__.py",
     "executors/browser.py",
+    "page_console.py",
     "records.py",
     "tune.py",
     "tune_page.py",

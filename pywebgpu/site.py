@@ -6,6 +6,7 @@ The folder works from any sub-path, without special headers, under a strict Cont
 that every page also carries itself, and asks no other origin:
 
     index.html, NAME.html           pages, from web/app/pages/*.html.j2
+    own.html                        runs a bundle that the visitor has
     app/                            their scripts and styles
     site-worker.js                  for threads on hosts without headers and for use without a
                                     network, if the visitor wants
@@ -15,6 +16,8 @@ that every page also carries itself, and asks no other origin:
     vendor/                         browser libraries that pages use
     site.json                       what is in the site; also marks the folder as ours
     py/                             Pyodide and the Python console, if wanted
+    vendor/onnxruntime-web/         what pages compare with, if wanted, and data/NAME/model.onnx
+                                    for it
 
 Which page a model gets is said by a *card*, a JSON file beside it: for ``digits.onnx`` or for the
 bundle folder ``digits`` it is ``digits.site.json``, {"title", "label", "summary", "page", "files"}.
@@ -40,18 +43,28 @@ from .codegen.dims import dim_from_json, dim_str
 from .console import human_bytes
 from .errors import BundleError, InputError
 from .link import write_runtime
-from .vendored import PYODIDE, TOKENIZERS, UPLOT, NpmPackage, copy_files, package_folder
+from .vendored import (
+    FFLATE,
+    ONNX_RUNTIME_WEB,
+    PYODIDE,
+    TOKENIZERS,
+    UPLOT,
+    NpmPackage,
+    copy_files,
+    package_folder,
+)
 
 ProgressFunction = Callable[[str, int, int], None]
 Pyodide = Literal["local", "cdn", "none"]
 
 MARKER = "site.json"
+ONNX_FILE = "model.onnx"
 # A path and not importlib.resources: web/ is a folder of files, not a package, and is copied whole.
 _PACKAGE = Path(__file__).parent
 _PYODIDE_CDN = f"https://cdn.jsdelivr.net/pyodide/v{PYODIDE.version}/full/"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 # Page names and folders of the site itself.
-_RESERVED = {"index", "python", "app", "models", "data", "vendor", "py"}
+_RESERVED = {"index", "own", "python", "app", "models", "data", "vendor", "py"}
 
 
 @dataclass(frozen=True)
@@ -96,12 +109,15 @@ def build_site(
     out: str | Path,
     *,
     pyodide: Pyodide = "local",
+    compare: bool = False,
     progress: ProgressFunction | None = None,
 ) -> Path:
     """Write the site for `inputs` (ONNX files and bundles) to the folder `out`; returns `out`.
 
     pyodide: "local" copies Pyodide into the site, "cdn" lets the Python page fetch it from its
     content network, "none" leaves Python out.
+    compare: pages can run ONNX Runtime Web beside ours; its files (58 MB) and the ONNX files that
+    were given become part of the site.
     progress: called as progress(label, done, total).
 
     `out` may be missing, empty, or a site that this function wrote, which is then replaced in one
@@ -128,10 +144,14 @@ def build_site(
         for done, entry in enumerate(entries):
             report(f"model {entry.name}", done, len(entries) + 2)
             _add_model(entry, stage)
+            if compare:
+                _add_onnx(entry, stage)
         report("pages", len(entries), len(entries) + 2)
         has_python = _add_python(stage, pyodide)
         _add_runtime(stage, has_python=has_python)
-        _add_pages(entries, stage, pyodide=pyodide, has_python=has_python)
+        if compare:
+            copy_files(ONNX_RUNTIME_WEB, stage / "vendor")
+        _add_pages(entries, stage, pyodide=pyodide, has_python=has_python, compare=compare)
         _replace(stage, target)
         report("done", len(entries) + 2, len(entries) + 2)
     except OSError as error:
@@ -249,11 +269,28 @@ def _add_model(entry: Entry, stage: Path) -> None:
         copy_files(package, stage / "vendor")
 
 
+def _add_onnx(entry: Entry, stage: Path) -> None:
+    """The ONNX file itself, in one piece; without it, and beyond ONNX's 2 GB, nothing."""
+    if entry.source.is_dir():
+        return
+    import onnx
+
+    try:
+        # Weights that lie in other files are read in.
+        content = onnx.load(entry.source).SerializeToString()
+    except ValueError:
+        return
+    target = stage / "data" / entry.name / ONNX_FILE
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(content)
+
+
 def _add_runtime(stage: Path, *, has_python: bool) -> None:
     """The runtime and the pages' scripts; what is below py/ comes with the Python side."""
     web = _PACKAGE / "web"
     write_runtime(web, stage)
     shutil.copytree(web / "app", stage / "app", ignore=shutil.ignore_patterns("pages"))
+    copy_files(FFLATE, stage / "vendor")
     if not has_python:
         (stage / "app" / "python.js").unlink()
     # A service worker reaches the folder that it lies in, so it has to lie in the first one.
@@ -281,10 +318,13 @@ def content_security_policy(pyodide: Pyodide) -> str:
     )
 
 
-def _add_pages(entries: list[Entry], stage: Path, *, pyodide: Pyodide, has_python: bool) -> None:
+def _add_pages(
+    entries: list[Entry], stage: Path, *, pyodide: Pyodide, has_python: bool, compare: bool
+) -> None:
     models = [_model_view(entry, stage) for entry in entries]
     nav = [{"href": "index.html", "label": "Home"}]
     nav += [{"href": model["href"], "label": model["label"]} for model in models]
+    nav.append({"href": "own.html", "label": "Your model"})
     if has_python:
         nav.append({"href": "python.html", "label": "Python"})
 
@@ -303,6 +343,8 @@ def _add_pages(entries: list[Entry], stage: Path, *, pyodide: Pyodide, has_pytho
         "version": __version__,
         "models": models,
         "has_python": has_python,
+        "python_size": _short(sum(f.stat().st_size for f in (stage / "py").rglob("*.*"))),
+        "compare": ONNX_RUNTIME_WEB.version if compare else "",
     }
 
     def write(template: str, href: str, title: str, description: str, **more: object) -> None:
@@ -315,9 +357,10 @@ def _add_pages(entries: list[Entry], stage: Path, *, pyodide: Pyodide, has_pytho
     for entry, model in zip(entries, models, strict=True):
         template = PAGES[entry.card.page].template
         write(template, model["href"], model["title"], model["summary"], model=model)
+    own = "Run a model that you have compiled yourself, in this page."
+    write("own.html.j2", "own.html", "Your model", own, model={"bundle": "", "onnx": ""})
     if has_python:
-        size = _short(sum(f.stat().st_size for f in (stage / "py").rglob("*") if f.is_file()))
-        write("python.html.j2", "python.html", "Python", about, python_size=size)
+        write("python.html.j2", "python.html", "Python", about)
 
     _add_contents(models, stage)
 
@@ -325,14 +368,17 @@ def _add_pages(entries: list[Entry], stage: Path, *, pyodide: Pyodide, has_pytho
 def _add_contents(models: list[dict[str, Any]], stage: Path) -> None:
     """site.json: the models, and every file with its bytes, for a visitor who keeps the site.
 
-    Files that a manifest lists belong to its bundle, and count there.
+    Files that a manifest lists belong to its bundle, and count there. What pages compare with is
+    not kept.
     """
     listed = ("name", "title", "href", "bundle", "bytes")
-    bundled = {stage / model["bundle"] / name for model in models for name in model["files"]}
+    apart = {stage / model["bundle"] / name for model in models for name in model["files"]}
+    apart |= {stage / model["onnx"] for model in models if model["onnx"]}
+    apart |= set((stage / "vendor" / "onnxruntime-web").rglob("*"))
     files = {
         path.relative_to(stage).as_posix(): path.stat().st_size
         for path in sorted(stage.rglob("*"))
-        if path.is_file() and path not in bundled
+        if path.is_file() and path not in apart
     }
     contents = {
         "generator": "pywebgpu",
@@ -350,6 +396,7 @@ def _short(count: int) -> str:
 
 def _model_view(entry: Entry, stage: Path) -> dict[str, Any]:
     """What templates see of a model; links are relative to the site's first folder."""
+    onnx = f"data/{entry.name}/{ONNX_FILE}"
     return {
         **_read_manifest(stage / "models" / entry.name),
         "name": entry.name,
@@ -360,6 +407,7 @@ def _model_view(entry: Entry, stage: Path) -> dict[str, Any]:
         "href": f"{entry.name}.html",
         "bundle": f"models/{entry.name}/",
         "data": f"data/{entry.name}/",
+        "onnx": onnx if (stage / onnx).is_file() else "",
     }
 
 
@@ -371,10 +419,12 @@ def _read_manifest(bundle: Path) -> dict[str, Any]:
         # Loaded before the first answer: the weights and the code for one target.
         shards = sum(sizes[name] for name in manifest["weights"]["shards"])
         code = [sizes[variant["file"]] for variant in manifest["wasm"]["variants"]]
+        inputs = [_port(port) for port in manifest["inputs"]]
+        sizes_of_inputs = [dim for port in inputs for dim in port["shape"]]
         return {
-            "inputs": [_port(port) for port in manifest["inputs"]],
+            "inputs": inputs,
             "outputs": [_port(port) for port in manifest["outputs"]],
-            "symbols": [str(symbol) for symbol in manifest["symbols"]],
+            "symbols": [dim for dim in dict.fromkeys(sizes_of_inputs) if not dim.isdigit()],
             "size": _short(shards + max(code, default=0)),
             "files": list(sizes),
             "bytes": sum(sizes.values()),

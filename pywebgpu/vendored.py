@@ -48,6 +48,34 @@ UPLOT = NpmPackage(
     },
 )
 
+#: Reads zip files; 9 kB compressed, no dependency, no eval.
+FFLATE = NpmPackage(
+    "fflate",
+    "0.8.3",
+    {"esm/browser.js": "fflate.js", "LICENSE": "fflate.LICENSE.txt"},
+)
+
+#: What the pages compare with, where that is wanted: its builds for WebAssembly and for WebGPU,
+#: the latter with and without stack switching.
+ONNX_RUNTIME_WEB = NpmPackage(
+    "onnxruntime-web",
+    "1.30.0",
+    {
+        f"dist/{name}": f"onnxruntime-web/{name}"
+        for name in (
+            "ort.wasm.min.mjs",
+            "ort.webgpu.min.mjs",
+            "ort.jspi.min.mjs",
+            "ort-wasm-simd-threaded.mjs",
+            "ort-wasm-simd-threaded.wasm",
+            "ort-wasm-simd-threaded.asyncify.mjs",
+            "ort-wasm-simd-threaded.asyncify.wasm",
+            "ort-wasm-simd-threaded.jspi.mjs",
+            "ort-wasm-simd-threaded.jspi.wasm",
+        )
+    },
+)
+
 #: Python for the browser; the site's Python page copies the files that it needs.
 PYODIDE = NpmPackage("pyodide", "314.0.7", {})
 
@@ -74,8 +102,8 @@ def package_folder(package: NpmPackage) -> Path:
 def copy_files(package: NpmPackage, target: Path) -> None:
     """Copy what a site needs of `package` into the folder `target`."""
     source = package_folder(package)
-    target.mkdir(parents=True, exist_ok=True)
     for name, new_name in package.files.items():
+        (target / new_name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / new_name)
 
 

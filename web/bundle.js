@@ -62,6 +62,7 @@ import { violation } from "./schema.js";
  * @typedef {(block: Uint8Array<ArrayBuffer>, offset: number) => void} Take
  */
 /** @typedef {{feature: string, reason: string}} Unavailable */
+/** A bundle's files by name, where the page holds them itself. @typedef {Map<string, Blob>} Files */
 
 const FORMAT_VERSION = 1;
 const CACHE = "pywebgpu";
@@ -73,14 +74,17 @@ const REDO = "Export the model again and upload the whole folder.";
 
 export class Bundle {
   /**
-   * @param {string} url of the bundle's folder, with a trailing slash
+   * @param {string} url of the bundle's folder, with a trailing slash; empty where the page holds
+   *   the files
+   * @param {Files | null} files
    * @param {Manifest} manifest
    * @param {{onProgress?: OnProgress, signal?: AbortSignal}} options
    * @param {Promise<Cache | null>} cache
    * @param {Unavailable[]} unavailable
    */
-  constructor(url, manifest, { onProgress, signal }, cache, unavailable) {
+  constructor(url, files, manifest, { onProgress, signal }, cache, unavailable) {
     this.url = url;
+    this.files = files;
     this.manifest = manifest;
     this.onProgress = onProgress;
     this.signal = signal;
@@ -102,17 +106,19 @@ export class Bundle {
 
   /**
    * Fetch and check the manifest; no other file is touched yet.
-   * @param {string | URL} location the bundle's folder, or its manifest.json
+   * @param {string | URL | Files} location the bundle's folder, or its manifest.json; or its files
    * @param {{onProgress?: OnProgress, signal?: AbortSignal}} options
    */
   static async open(location, options) {
-    const url = folder(location);
+    const files = location instanceof Map ? location : null;
+    const url = location instanceof Map ? "" : folder(location);
     const where = `${url}manifest.json`;
     /** @type {Unavailable[]} */
     const unavailable = [];
-    const cache = openCache(unavailable); // meanwhile: that, too, takes a while
+    // Meanwhile: that, too, takes a while. What the page holds need not be kept once more.
+    const cache = files ? Promise.resolve(null) : openCache(unavailable);
     // The manifest names the other files' contents, so an old copy of it must never be used.
-    const manifest = await fetchJson(where, options.signal);
+    const manifest = await readJson(files, where, options.signal);
     if (manifest?.format_version !== FORMAT_VERSION) {
       throw new BundleError("this runtime reads another version of the format", {
         where,
@@ -125,7 +131,7 @@ export class Bundle {
     if (wrong !== null) {
       throw new BundleError(`the manifest is not well-formed: ${wrong}`, { where, remedy: REDO });
     }
-    return new Bundle(url, manifest, options, cache, unavailable);
+    return new Bundle(url, files, manifest, options, cache, unavailable);
   }
 
   /**
@@ -171,7 +177,7 @@ export class Bundle {
     const { sha256 } = this.entry(name);
     const where = this.url + name;
     const cache = await this.cache;
-    const key = new URL(`/pywebgpu-cache/${sha256}`, this.url).href;
+    const key = cache ? new URL(`/pywebgpu-cache/${sha256}`, this.url).href : "";
     const hit = await cache?.match(key);
     if (hit) {
       const kept = await this.pour(hit, name, take).catch(() => "");
@@ -186,7 +192,7 @@ export class Bundle {
       /** @type {Uint8Array<ArrayBuffer>[]} */
       const copy = [];
       const keep = cache && !again;
-      const response = await get(where, mode, this.signal, REDO);
+      const response = await get(this.files, where, mode, this.signal, REDO);
       got = await this.pour(response, name, (block, offset) => {
         if (keep) copy.push(block.slice());
         take(block, offset);
@@ -461,12 +467,18 @@ function openBody(body) {
 }
 
 /**
+ * @param {Files | null} files
  * @param {string} where
  * @param {RequestCache} cache
  * @param {AbortSignal | undefined} signal
  * @param {string} remedy
  */
-async function get(where, cache, signal, remedy) {
+async function get(files, where, cache, signal, remedy) {
+  if (files) {
+    const file = files.get(where);
+    if (file) return new Response(file);
+    throw new BundleError("the file is not among those given", { where, remedy });
+  }
   let response;
   try {
     response = await fetch(where, { cache, signal });
@@ -489,12 +501,13 @@ async function get(where, cache, signal, remedy) {
 }
 
 /**
+ * @param {Files | null} files
  * @param {string} where
  * @param {AbortSignal | undefined} signal
  */
-async function fetchJson(where, signal) {
-  const remedy = "Check the URL of the bundle.";
-  const response = await get(where, "no-cache", signal, remedy);
+async function readJson(files, where, signal) {
+  const remedy = files ? "Give all files that the export wrote." : "Check the URL of the bundle.";
+  const response = await get(files, where, "no-cache", signal, remedy);
   try {
     return await response.json();
   } catch (error) {

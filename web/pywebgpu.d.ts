@@ -170,9 +170,13 @@ export class InferenceSession {
    * Rejects with BundleError (a file is missing, damaged or of another version), DeviceError (no
    * provider works), InputError (wrong options), or the signal's reason.
    *
-   * @param url the bundle's folder, relative to the page
+   * @param location the bundle's folder, relative to the page; or, where the page holds a bundle
+   *   itself, its files by name (what `export` wrote)
    */
-  static create(url: string | URL, options?: SessionOptions): Promise<InferenceSession>;
+  static create(
+    location: string | URL | Map<string, Blob>,
+    options?: SessionOptions,
+  ): Promise<InferenceSession>;
   /**
    * The outputs by name. After a GPU device was lost, the session opens another one and repeats
    * the run, once, unless an input lay on that device. Rejects with InputError or DeviceError;

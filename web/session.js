@@ -71,11 +71,12 @@ export class InferenceSession {
   }
 
   /**
-   * @param {string | URL} url the bundle's folder; relative to the page
+   * @param {string | URL | import("./bundle.js").Files} location the bundle's folder, relative to
+   *   the page; or its files by name, where the page holds them
    * @param {Options} [options]
    * @returns {Promise<InferenceSession>}
    */
-  static async create(url, options = {}) {
+  static async create(location, options = {}) {
     const providers = options.executionProviders ?? ["webgpu", "wasm"];
     const strange = providers.find((name) => !Object.hasOwn(HOSTS, name));
     if (strange !== undefined || !providers.length) {
@@ -92,7 +93,7 @@ export class InferenceSession {
     /** @type {Bundle | null} */
     let bundle = null;
     try {
-      bundle = await Bundle.open(url, options);
+      bundle = await Bundle.open(location, options);
       /** @type {Unavailable[]} */
       const unavailable = [];
       for (const [i, name] of providers.entries()) {

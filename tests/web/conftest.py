@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page
 
 from pywebgpu.link import write_runtime
+from pywebgpu.serve import STRICT_CSP
 from tests.web import mini
 
 WEB = Path(__file__).parents[2] / "web"
@@ -76,6 +78,41 @@ def open_page(browser: Browser, serve_site: Callable[..., str], site: Path) -> I
     yield open_
     for context in contexts:
         context.close()
+
+
+@pytest.fixture
+def visit(browser: Browser, serve_site: Callable[..., str]) -> Iterator[Callable[..., Page]]:
+    """A page of a built site as a visitor opens it, from a sub-path under the strict policy:
+    `visit(site, "digits.html?provider=wasm", isolation=True, **context options)`.
+
+    At the end of the test: no request to another origin, no policy violated, no uncaught error.
+    """
+    contexts: list[BrowserContext] = []
+    problems: list[str] = []
+
+    def open_(site: Path, path: str, *, isolation: bool = True, **options: Any) -> Page:
+        url = serve_site(site, isolation=isolation, csp=STRICT_CSP, base="/some/where/")
+        origin = re.match(r"https?://[^/]+/", url)
+        assert origin is not None
+        context = browser.new_context(**options)
+        contexts.append(context)
+        context.on(
+            "request",
+            lambda r: r.url.startswith((origin[0], "data:", "blob:")) or problems.append(r.url),
+        )
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on(
+            "console",
+            lambda m: "Content Security Policy" in m.text and problems.append(m.text),
+        )
+        page.goto(url + path)
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert problems == []
 
 
 def run(page: Page, body: str, arg: Any = None, *, helpers: str = "helpers.js") -> Any:

@@ -1,5 +1,6 @@
 """Every page of a built site, at a phone's and a desktop's width, light and dark: no violation that
-axe-core knows, nothing wider than the screen, nothing that jumps while the page loads.
+axe-core knows, nothing wider than the screen, nothing that jumps while the page loads, nothing
+asked of another origin.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ READY_MS = 120_000
 # https://web.dev/articles/cls calls up to 0.1 good.
 MAX_SHIFT = 0.1
 
-PAGES = ["index", "digits", "shapes", "minilm", "mini", "python"]
+PAGES = ["index", "digits", "shapes", "minilm", "mini", "own", "python"]
+WITHOUT_A_MODEL = ("index", "own", "python")
 SCREENS = {
     "phone-light": ("light", {"width": 390, "height": 844}),
     "phone-dark": ("dark", {"width": 390, "height": 844}),
@@ -62,8 +64,11 @@ def test_page(
     )
     page = context.new_page()
     page.add_init_script(path=Path(__file__).with_name("layout_shift.js"))
-    page.goto(f"{serve_site(site)}{name}.html?provider=wasm")
-    if name not in ("index", "python"):
+    asked: list[str] = []
+    context.on("request", lambda request: asked.append(request.url))
+    url = serve_site(site)
+    page.goto(f"{url}{name}.html?provider=wasm")
+    if name not in WITHOUT_A_MODEL:
         page.wait_for_selector("html[data-state=ready], html[data-state=failed]", timeout=READY_MS)
     else:
         page.wait_for_load_state("networkidle")
@@ -78,6 +83,7 @@ def test_page(
     assert len(result["passes"]) > 10, "axe looked at nothing"
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
     assert page.evaluate("layoutShift") <= MAX_SHIFT
+    assert [address for address in asked if not address.startswith(url)] == []
     context.close()
 
 

@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, Page, expect
 
-from pywebgpu.serve import STRICT_CSP
 from pywebgpu.site import build_site
 from tests.executors_seen import record_executor
 from tests.models import zoo
@@ -57,7 +56,7 @@ DRAWINGS = {
          (0.63, 0.6), (0.56, 0.84)]],
 }  # fmt: skip
 
-OpenPage = Callable[..., Page]
+Visit = Callable[..., Page]
 
 
 # ---------------------------------------------------------------- the sites and pages
@@ -90,40 +89,6 @@ def search_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_site([folder / "minilm.onnx"], folder / "out", pyodide="none")
 
 
-@pytest.fixture
-def open_page(browser: Browser, serve_site: Callable[..., str]) -> Iterator[OpenPage]:
-    """`open_page(site, "digits.html?provider=wasm", isolation=True, **context options)`.
-
-    At the end of the test: no request to another origin, no policy violated, no uncaught error.
-    """
-    contexts: list[BrowserContext] = []
-    problems: list[str] = []
-
-    def open_(site: Path, path: str, *, isolation: bool = True, **options: Any) -> Page:
-        url = serve_site(site, isolation=isolation, csp=STRICT_CSP, base="/some/where/")
-        origin = re.match(r"https?://[^/]+/", url)
-        assert origin is not None
-        context = browser.new_context(**options)
-        contexts.append(context)
-        context.on(
-            "request",
-            lambda r: r.url.startswith((origin[0], "data:", "blob:")) or problems.append(r.url),
-        )
-        page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on(
-            "console",
-            lambda m: "Content Security Policy" in m.text and problems.append(m.text),
-        )
-        page.goto(url + path)
-        return page
-
-    yield open_
-    for context in contexts:
-        context.close()
-    assert problems == []
-
-
 def wait_ready(page: Page) -> None:
     page.wait_for_selector("html[data-state=ready], html[data-state=failed]", timeout=READY_MS)
     failed = page.locator("#alert").text_content()
@@ -146,16 +111,16 @@ def draw(page: Page, strokes: list[list[tuple[float, float]]]) -> None:
 # ---------------------------------------------------------------- home
 
 
-def test_home(site: Path, open_page: OpenPage) -> None:
-    page = open_page(site, "index.html")
+def test_home(site: Path, visit: Visit) -> None:
+    page = visit(site, "index.html")
     for feature in ("webgpu", "simd", "relaxed", "threads"):
         expect(page.locator(f"[data-feature={feature}]")).to_have_attribute("data-yes", "true")
     page.get_by_role("link", name="Handwritten digits").click()
     expect(page).to_have_url(re.compile("digits.html$"))
 
 
-def test_home_says_why_threads_are_off(site: Path, open_page: OpenPage) -> None:
-    page = open_page(site, "index.html", isolation=False)
+def test_home_says_why_threads_are_off(site: Path, visit: Visit) -> None:
+    page = visit(site, "index.html", isolation=False)
     threads = page.locator("[data-feature=threads]")
     expect(threads).to_have_attribute("data-yes", "false")
     expect(threads).to_contain_text("not cross-origin isolated")
@@ -165,8 +130,8 @@ def test_home_says_why_threads_are_off(site: Path, open_page: OpenPage) -> None:
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_digits_reads_drawings(site: Path, open_page: OpenPage, provider: str) -> None:
-    page = open_page(site, f"digits.html?provider={provider}")
+def test_digits_reads_drawings(site: Path, visit: Visit, provider: str) -> None:
+    page = visit(site, f"digits.html?provider={provider}")
     wait_ready(page)
     expect(page.locator("html")).to_have_attribute("data-provider", provider)
     for digit, strokes in DRAWINGS.items():
@@ -180,9 +145,9 @@ def test_digits_reads_drawings(site: Path, open_page: OpenPage, provider: str) -
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_digits_samples(site: Path, open_page: OpenPage, provider: str) -> None:
+def test_digits_samples(site: Path, visit: Visit, provider: str) -> None:
     """Every sample of the test set gets the probabilities that the training script wrote down."""
-    page = open_page(site, f"digits.html?provider={provider}")
+    page = visit(site, f"digits.html?provider={provider}")
     wait_ready(page)
     known = json.loads((EXAMPLES / "digits" / "samples.json").read_text())
     for i, sample in enumerate(known["samples"] + known["mistakes"]):
@@ -193,8 +158,8 @@ def test_digits_samples(site: Path, open_page: OpenPage, provider: str) -> None:
         expect(shown).to_have_text(f"{sample['probabilities'][best] * 100:.0f}%")
 
 
-def test_digits_with_touch_and_keyboard(site: Path, open_page: OpenPage) -> None:
-    page = open_page(
+def test_digits_with_touch_and_keyboard(site: Path, visit: Visit) -> None:
+    page = visit(
         site,
         "digits.html?provider=wasm",
         viewport={"width": 390, "height": 844},
@@ -214,9 +179,9 @@ def test_digits_with_touch_and_keyboard(site: Path, open_page: OpenPage) -> None
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_digits_switches_executors(site: Path, open_page: OpenPage) -> None:
+def test_digits_switches_executors(site: Path, visit: Visit) -> None:
     """The software adapter of these tests is the last choice, but can be chosen."""
-    page = open_page(site, "digits.html")
+    page = visit(site, "digits.html")
     wait_ready(page)
     expect(page.locator("html")).to_have_attribute("data-provider", "wasm")
     expect(page.locator("#notes")).to_contain_text("WebGPU without a GPU")
@@ -242,7 +207,7 @@ def test_digits_without_webgpu(site: Path, browser: Browser, serve_site: Any) ->
     context.close()
 
 
-def test_strokes_are_rendered_as_in_training(site: Path, open_page: OpenPage) -> None:
+def test_strokes_are_rendered_as_in_training(site: Path, visit: Visit) -> None:
     """app/strokes.js gives the pixels of examples/digits/strokes.py."""
     spec = importlib.util.spec_from_file_location("strokes", EXAMPLES / "digits" / "strokes.py")
     assert spec is not None
@@ -250,7 +215,7 @@ def test_strokes_are_rendered_as_in_training(site: Path, open_page: OpenPage) ->
     strokes = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(strokes)
     drawings = [*DRAWINGS.values(), [[(0.5, 0.5)]], [[(0.1, 0.5), (0.9, 0.5)]]]
-    page = open_page(site, "index.html")
+    page = visit(site, "index.html")
     got = page.evaluate(
         """async (drawings) => {
           const { rasterise } = await import(new URL("app/strokes.js", document.baseURI));
@@ -280,8 +245,8 @@ def test_python_http_server_is_enough(site: Path, browser: Browser) -> None:
 # ---------------------------------------------------------------- threads without headers
 
 
-def test_threads_can_be_turned_on_without_headers(site: Path, open_page: OpenPage) -> None:
-    page = open_page(site, "digits.html?provider=wasm", isolation=False)
+def test_threads_can_be_turned_on_without_headers(site: Path, visit: Visit) -> None:
+    page = visit(site, "digits.html?provider=wasm", isolation=False)
     wait_ready(page)
     expect(page.locator("#notes")).to_contain_text("not cross-origin isolated")
     expect(page.locator("#fact-how")).to_contain_text("1 thread")
@@ -299,12 +264,12 @@ def test_threads_can_be_turned_on_without_headers(site: Path, open_page: OpenPag
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_any_model(site: Path, open_page: OpenPage, provider: str) -> None:
-    page = open_page(site, f"mini.html?provider={provider}")
+def test_any_model(site: Path, visit: Visit, provider: str) -> None:
+    page = visit(site, f"mini.html?provider={provider}")
     wait_ready(page)
     expect(page.get_by_role("region", name="Inputs").locator("tbody tr")).to_have_count(2)
     page.get_by_label("n", exact=True).fill("5")
-    page.get_by_role("button", name="Run on random input").click()
+    page.get_by_role("button", name="Run once").click()
     expect(page.locator("#result")).to_contain_text("y 5")
     page.get_by_role("button", name="Run 20 times").click()
     expect(page.locator("#status")).to_contain_text("median", timeout=READY_MS)
@@ -330,12 +295,12 @@ def test_a_missing_bundle_is_said_on_the_page(
 
 
 @pytest.mark.slow
-def test_python_page(open_page: OpenPage, tmp_path: Path) -> None:
+def test_python_page(visit: Visit, tmp_path: Path) -> None:
     """The program that the page comes with runs; an error is shown with its traceback."""
     if not (Path(__file__).parents[2] / "node_modules" / "pyodide").is_dir():
         pytest.skip("Pyodide is not installed (npm ci)")
     out = build_site([EXAMPLES / "digits" / "digits.onnx"], tmp_path / "out", pyodide="local")
-    page = open_page(out, "python.html")
+    page = visit(out, "python.html")
     page.get_by_role("button", name="Run").click()
     page.wait_for_selector("html[data-run=done], html[data-run=failed]", timeout=READY_MS)
     output = page.locator("#output").inner_text()
@@ -352,8 +317,8 @@ def test_python_page(open_page: OpenPage, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_search_ranks_by_meaning(search_site: Path, open_page: OpenPage, provider: str) -> None:
-    page = open_page(search_site, f"minilm.html?provider={provider}")
+def test_search_ranks_by_meaning(search_site: Path, visit: Visit, provider: str) -> None:
+    page = visit(search_site, f"minilm.html?provider={provider}")
     wait_ready(page)
     page.wait_for_selector("html[data-ranking=done]", timeout=READY_MS)
     first = page.locator("#ranking li").first
@@ -376,12 +341,12 @@ def test_search_ranks_by_meaning(search_site: Path, open_page: OpenPage, provide
 
 
 @pytest.mark.slow
-def test_search_scores_are_the_models_own(search_site: Path, open_page: OpenPage) -> None:
+def test_search_scores_are_the_models_own(search_site: Path, visit: Visit) -> None:
     """Tokens and scores in the page equal those of the Python tokenizer and ONNX Runtime."""
     onnxruntime = pytest.importorskip("onnxruntime")
     tokenizers = pytest.importorskip("tokenizers")
     query = "Où est la gare? naïve—co-operation's 3.5% #1"
-    page = open_page(search_site, "minilm.html?provider=wasm")
+    page = visit(search_site, "minilm.html?provider=wasm")
     wait_ready(page)
     page.locator("#query").fill(query)
     page.wait_for_function(

@@ -50,7 +50,7 @@ class Links(HTMLParser):
 def test_pages_have_only_relative_links_that_exist(bundle: Path, tmp_path: Path) -> None:
     out = build_site([bundle], tmp_path / "out", pyodide="none")
     pages = list(out.glob("*.html"))
-    assert {page.name for page in pages} == {"index.html", "mini.html"}
+    assert {page.name for page in pages} == {"index.html", "mini.html", "own.html"}
     for page in pages:
         text = page.read_text(encoding="utf-8")
         parser = Links()

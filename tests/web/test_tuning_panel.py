@@ -43,8 +43,8 @@ def page(
 def test_tunes_and_shows_it(page: Page, tmp_path: Path) -> None:
     asked: list[str] = page.asked  # type: ignore[attr-defined]
     assert not [url for url in asked if "pyodide" in url or "uPlot.esm" in url]
-    before = page.locator("#tuning").bounding_box()
     page.click("#tuning-start")
+    before = page.locator("#tuning").bounding_box()
     page.click("#tuning-pause")  # as soon as Python is there
     assert page.inner_text("#tuning-pause") == "Resume"
     assert page.inner_text("#tuning-state") == "Paused"

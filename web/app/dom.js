@@ -93,3 +93,6 @@ export function median(values) {
 export function setBar(fill, share) {
   /** @type {HTMLElement} */ (fill).style.transform = `scaleX(${Math.min(1, Math.max(0, share))})`;
 }
+
+// On a narrow screen the menu scrolls: the page's own entry is to be in sight.
+document.querySelector(".nav [aria-current=page]")?.scrollIntoView({ inline: "center", block: "nearest" });

@@ -31,8 +31,7 @@ function threads() {
   if (missing === null) return { yes: true, reason: `Up to ${Math.min(cores, 8)} work together.` };
   const reason = globalThis.crossOriginIsolated
     ? "This browser's WebAssembly has none. Models run on one."
-    : "The page is not cross-origin isolated: its server sends no headers for that. Models run " +
-      "on one thread; their pages can turn on more.";
+    : "The page is not cross-origin isolated, so models use one thread. Their pages can change that.";
   return { yes: false, reason };
 }
 

@@ -34,6 +34,8 @@ let known = null;
 let source = null;
 /** @type {MediaStream | null} */
 let stream = null;
+/** How often something was chosen to look at: of what loads slowly, only the last one counts. */
+let taken = 0;
 
 // -- looking ---------------------------------------------------------------------------------------
 
@@ -122,8 +124,11 @@ const percent = (share) => `${(share * 100).toFixed(share > 0.0995 ? 0 : 1)}%`;
 /** @param {Blob} blob */
 async function take(blob) {
   stopCamera();
+  const turn = ++taken;
   try {
-    source = await createImageBitmap(blob);
+    const picture = await createImageBitmap(blob);
+    if (turn !== taken) return;
+    source = picture;
     showError(null);
   } catch {
     showError(new Error("This is not a picture that the browser can read."));
@@ -155,6 +160,7 @@ document.addEventListener("paste", (event) => takeFirst(event.clipboardData));
 // -- the camera ------------------------------------------------------------------------------------
 
 async function startCamera() {
+  taken++;
   if (!navigator.mediaDevices) {
     throw new Error("Browsers give the camera to pages served over HTTPS only.");
   }
@@ -218,6 +224,10 @@ async function loadLabels() {
   });
   element("samples", HTMLElement).replaceChildren(...samples);
   await look();
+  // The page begins with a picture, so that a visitor sees at once what it does.
+  const [first] = known.samples ?? [];
+  const blob = first && (await (await fetch(new URL(first, labelsUrl))).blob());
+  if (blob && taken === 0) await take(blob);
 }
 
 loadLabels().catch(showError);

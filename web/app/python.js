@@ -1,10 +1,10 @@
-// The Python page: a program, run by Python in a worker, and what it prints.
+// The Python page: a program and a console, run by Python in a worker.
 
 import { PythonRuntime } from "../py/client.js";
-import { element, milliseconds, showError } from "./dom.js";
+import { Console } from "./console.js";
+import { element, milliseconds, pageData, showError } from "./dom.js";
 
 const code = element("code", HTMLTextAreaElement);
-const output = element("output", HTMLElement);
 const status = element("status", HTMLElement);
 const badge = element("badge", HTMLElement);
 const runButton = element("run", HTMLButtonElement);
@@ -12,6 +12,14 @@ const stopButton = element("stop", HTMLButtonElement);
 
 /** @type {Promise<PythonRuntime> | null} */
 let python = null;
+/** Has the console what it promises? @type {Promise<void> | null} */
+let prepared = null;
+
+const terminal = new Console(async () => {
+  const runtime = await load();
+  await (prepared ??= prepare(runtime));
+  return runtime;
+});
 
 /** @param {string} state @param {string} text */
 function show(state, text) {
@@ -19,58 +27,64 @@ function show(state, text) {
   badge.textContent = text;
 }
 
-/** @param {string} text */
-function print(text) {
-  output.append(`${text}\n`);
-  output.scrollTop = output.scrollHeight;
+function load() {
+  return (python ??= start());
 }
 
 function start() {
   show("loading", "Loading Python…");
-  const loading = PythonRuntime.create({ onOutput: print });
+  stopButton.disabled = false;
+  const loading = PythonRuntime.create({
+    onOutput: (text, stream) => terminal.print(text, stream === "stderr" ? "error" : "plain"),
+  });
   loading.then(
     ({ version }) => show("ready", `Pyodide ${version}`),
-    () => {
+    (error) => {
       python = null;
       show("failed", "Not loaded");
+      showError(error);
     },
   );
   return loading;
 }
 
+/** @param {PythonRuntime} runtime */
+async function prepare(runtime) {
+  terminal.print(await runtime.call("pywebgpu.page_console", "prepare", pageData("first")), "echo");
+}
+
 async function run() {
   runButton.disabled = true;
-  stopButton.disabled = false;
-  output.textContent = "";
+  terminal.clear();
   showError(null);
   document.documentElement.dataset.run = "busy";
   try {
-    python ??= start();
     status.textContent = "Loading…";
-    const runtime = await python;
+    const runtime = await load();
     status.textContent = "Running…";
     const begin = performance.now();
     const value = await runtime.run(code.value);
-    if (value !== undefined && value !== null) print(String(value));
+    if (value !== undefined && value !== null) terminal.print(String(value));
     status.textContent = milliseconds(performance.now() - begin);
     document.documentElement.dataset.run = "done";
   } catch (error) {
     status.textContent = "";
     const { traceback } = /** @type {{traceback?: string}} */ (error);
-    if (traceback) print(traceback);
+    if (traceback) terminal.print(traceback, "error");
     else showError(error);
     document.documentElement.dataset.run = "failed";
   } finally {
     runButton.disabled = false;
-    stopButton.disabled = true;
   }
 }
 
+/** Whatever Python is doing; the next statement starts it afresh. */
 async function stop() {
   const running = python;
-  python = null;
-  (await running)?.terminate();
+  python = prepared = null;
+  stopButton.disabled = true;
   show("idle", "Stopped");
+  (await running)?.terminate();
 }
 
 code.addEventListener("keydown", (event) => {

@@ -38,7 +38,10 @@ export class Runner {
   /** @type {Session | null} */
   session = null;
   #panel = element("runtime", HTMLElement);
-  #url = pageData("bundle");
+  /** The bundle's folder, or its files. @type {string | Map<string, Blob>} */
+  #source = pageData("bundle");
+  /** Bytes of each file that the session loaded. @type {Map<string, number>} */
+  files = new Map();
   /** @type {Map<Provider, number[]>} */
   #times = new Map(PROVIDERS.map((name) => [name, []]));
   /** @type {Map<Provider, string>} */
@@ -51,6 +54,8 @@ export class Runner {
   #feeds = null;
   /** @type {import("./tuning.js").TuningPanel | null} */
   #tuning = null;
+  /** @type {import("./compare.js").ComparePanel | null} */
+  #compare = null;
 
   /** @param {() => void} onReady */
   constructor(onReady) {
@@ -60,9 +65,13 @@ export class Runner {
     }
   }
 
-  /** Create the session on the best executor; errors are shown on the page. */
-  async start() {
-    this.#addTuning().catch(showError);
+  /**
+   * Create the session on the best executor; errors are shown on the page.
+   * @param {Map<string, Blob>} [files] a bundle that takes the place of the page's
+   */
+  async start(files) {
+    if (files) this.#take(files);
+    this.#addPanels().catch(showError);
     const { providers, emulated } = await wantedProviders();
     this.#emulated = emulated;
     await this.#create(providers);
@@ -85,13 +94,27 @@ export class Runner {
     });
   }
 
+  /** @param {Map<string, Blob>} files */
+  #take(files) {
+    this.#source = files;
+    this.#feeds = null;
+    this.#reasons.clear();
+    for (const times of this.#times.values()) times.length = 0;
+  }
+
+  /** What was run last, or zeros. */
+  feeds() {
+    if (!this.session) throw new Error("There is no model: it could not be loaded.");
+    return (this.#feeds ??= zeros(this.session));
+  }
+
   /** Run what was run last again. Milliseconds, or null without a session. */
   repeat() {
     return this.#inTurn(async () => {
       if (!this.session) return null;
-      this.#feeds ??= zeros(this.session);
+      const feeds = this.feeds();
       const start = performance.now();
-      await this.session.run(this.#feeds);
+      await this.session.run(feeds);
       const ms = performance.now() - start;
       this.#count(this.#provider(), ms);
       return ms;
@@ -109,12 +132,18 @@ export class Runner {
     return done;
   }
 
-  /** The panel below the model, on sites with Python. */
-  async #addTuning() {
-    if (!document.getElementById("tuning")) return;
-    const { TuningPanel } = await import("./tuning.js");
-    this.#tuning = new TuningPanel(this);
-    if (this.session) this.#tuning.ready();
+  /** The panels below the model, on sites that have them. */
+  async #addPanels() {
+    if (document.getElementById("tuning") && !this.#tuning) {
+      const { TuningPanel } = await import("./tuning.js");
+      this.#tuning = new TuningPanel(this);
+      if (this.session) this.#tuning.ready();
+    }
+    if (document.getElementById("compare") && !this.#compare) {
+      const { ComparePanel } = await import("./compare.js");
+      this.#compare = new ComparePanel(this);
+      if (this.session) this.#compare.ready();
+    }
   }
 
   #provider() {
@@ -149,12 +178,12 @@ export class Runner {
       const progress = new Download();
       try {
         const threads = Number(new URLSearchParams(location.search).get("threads")) || undefined;
-        this.session = await InferenceSession.create(this.#url, {
+        this.session = await InferenceSession.create(this.#source, {
           executionProviders: providers,
           onProgress: progress.update,
           threads,
         });
-        progress.finish();
+        this.files = progress.finish();
       } catch (error) {
         // A damaged site says nothing about the executor: only a device's error rules it out.
         if (error instanceof DeviceError && providers.length === 1) {
@@ -169,6 +198,7 @@ export class Runner {
     if (!this.session) return;
     this.#onReady();
     this.#tuning?.ready();
+    this.#compare?.ready();
   }
 
   /** Tell what runs, and why what does not run does not. */
@@ -266,7 +296,7 @@ class Download {
   #text = element("download-text", HTMLElement);
   #bar = element("download-total", HTMLProgressElement);
   #list = element("download-files", HTMLElement);
-  /** @type {Map<string, {bar: HTMLProgressElement, text: HTMLElement}>} */
+  /** @type {Map<string, {bar: HTMLProgressElement, text: HTMLElement, bytes: number}>} */
   #files = new Map();
   #start = performance.now();
   #loaded = 0;
@@ -288,6 +318,7 @@ class Download {
     this.#text.textContent = `Loading ${bytes(loaded)} of ${bytes(total)}`;
     element("badge", HTMLElement).textContent = this.#text.textContent;
     const row = this.#files.get(file) ?? this.#add(file);
+    row.bytes = fileTotal;
     row.bar.max = fileTotal || 1;
     row.bar.value = fileLoaded;
     row.text.textContent = `${bytes(fileLoaded)} of ${bytes(fileTotal)}`;
@@ -299,15 +330,17 @@ class Download {
     bar.setAttribute("aria-label", file);
     const text = make("span", { class: "number" });
     this.#list.append(make("li", {}, make("code", {}, file), bar, text));
-    const row = { bar, text };
+    const row = { bar, text, bytes: 0 };
     this.#files.set(file, row);
     return row;
   }
 
+  /** All is there; bytes of each file. */
   finish() {
     const took = milliseconds(performance.now() - this.#start);
     this.#bar.value = this.#bar.max;
     this.#text.textContent = `${bytes(this.#loaded || this.#total)}, ready in ${took}`;
+    return new Map([...this.#files].map(([name, { bytes }]) => [name, bytes]));
   }
 
   fail() {

@@ -65,6 +65,7 @@ export class TuningPanel {
     if (!session || this.#tuning) return;
     this.#start.disabled = true;
     document.documentElement.dataset.tuning = "busy";
+    element("tuning-found", HTMLElement).hidden = false;
     showError(null);
     try {
       await this.#plot.start();

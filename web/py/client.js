@@ -99,7 +99,7 @@ export class PythonRuntime {
   }
 
   /**
-   * Call a function of a Python module.
+   * Call a function of a Python module, a coroutine function too.
    * @param {string} module
    * @param {string} name
    * @param {unknown[]} args as for `run`

@@ -41,7 +41,7 @@ const bridge = {
 /** For a session's tuning: the Python that runs here already. */
 const here = {
   /** @param {string} module @param {string} name @param {unknown[]} args */
-  call: async (module, name, ...args) => call(module, name, ...args),
+  call: (module, name, ...args) => call(module, name, ...args),
 };
 
 /**
@@ -132,16 +132,16 @@ async function load(loadPyodide, options, memory) {
 }
 
 /**
- * A function of a Python module; its result as data.
+ * A function of a Python module; its result as data, that of a coroutine when it has ended.
  * @param {string} module
  * @param {string} name
  * @param {unknown[]} args
  */
-function call(module, name, ...args) {
+async function call(module, name, ...args) {
   const found = pyodide.pyimport(`${module}.${name}`);
   const given = args.map((arg) => pyodide.toPy(arg));
   try {
-    return plain(found(...given));
+    return plain(await found(...given));
   } finally {
     for (const value of [found, ...given]) value?.destroy?.();
   }
