@@ -44,7 +44,6 @@ from .console import human_bytes
 from .errors import BundleError, InputError
 from .link import write_runtime
 from .vendored import (
-    FFLATE,
     ONNX_RUNTIME_WEB,
     PYODIDE,
     TOKENIZERS,
@@ -290,7 +289,6 @@ def _add_runtime(stage: Path, *, has_python: bool) -> None:
     web = _PACKAGE / "web"
     write_runtime(web, stage)
     shutil.copytree(web / "app", stage / "app", ignore=shutil.ignore_patterns("pages"))
-    copy_files(FFLATE, stage / "vendor")
     if not has_python:
         (stage / "app" / "python.js").unlink()
     # A service worker reaches the folder that it lies in, so it has to lie in the first one.

@@ -48,13 +48,6 @@ UPLOT = NpmPackage(
     },
 )
 
-#: Reads zip files; 9 kB compressed, no dependency, no eval.
-FFLATE = NpmPackage(
-    "fflate",
-    "0.8.3",
-    {"esm/browser.js": "fflate.js", "LICENSE": "fflate.LICENSE.txt"},
-)
-
 #: What the pages compare with, where that is wanted: its builds for WebAssembly and for WebGPU,
 #: the latter with and without stack switching.
 ONNX_RUNTIME_WEB = NpmPackage(

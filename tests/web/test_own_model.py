@@ -77,12 +77,14 @@ def test_a_folder_runs_on_what_is_typed(
     record_executor(f"chromium-{provider}")
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
 def test_a_zip_without_threads_and_another_model_after_it(
-    site: Path, visit: Visit, bundle: Path, tmp_path: Path
+    site: Path, visit: Visit, bundle: Path, tmp_path: Path, method: int
 ) -> None:
     page = visit(site, "own.html?provider=wasm", isolation=False)
     packed = tmp_path / "packed.zip"
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(packed, "w", method) as archive:
+        archive.comment = b"with a comment at its end"
         for path in bundle.iterdir():
             archive.write(path, f"somewhere/{path.name}")
     page.set_input_files("#file", packed)
@@ -138,6 +140,15 @@ def test_what_is_no_bundle_is_refused(
     (tmp_path / "broken.zip").write_bytes(b"PK but no more")
     page.set_input_files("#file", tmp_path / "broken.zip")
     expect(alert).to_contain_text("broken.zip: this zip cannot be read")
+    with zipfile.ZipFile(tmp_path / "other.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("manifest.json", "{}")
+    page.set_input_files("#file", tmp_path / "other.zip")
+    expect(alert).to_contain_text("compressed by method 12")
+    damaged = bytearray((tmp_path / "other.zip").read_bytes())
+    damaged[damaged.rindex(b"PK\x01\x02")] ^= 1
+    (tmp_path / "other.zip").write_bytes(damaged)
+    page.set_input_files("#file", tmp_path / "other.zip")
+    expect(alert).to_contain_text("directory is damaged")
     (tmp_path / "thesis.txt").write_text("")
     page.set_input_files("#file", tmp_path / "thesis.txt")
     expect(alert).to_contain_text("no manifest.json in thesis.txt")

@@ -77,8 +77,9 @@ def test_console(site: Path, visit: Visit) -> None:
     line.press("ArrowUp")
     expect(line).to_have_value("_ == outputs['y'].shape")
     line.press("ArrowDown")
-    line.press("ArrowDown")
     expect(line).to_have_value("for i in range(3):\n    print('turn', i)\n    ")
+    line.press("ArrowDown")
+    expect(line).to_have_value("dra")
 
     # Completion, of one name and of several.
     line.fill("")

@@ -3,6 +3,7 @@
 
 import { bytes, element, make, showError } from "./dom.js";
 import { Explorer, isFloat } from "./explorer.js";
+import { unzip } from "./unzip.js";
 
 /** @typedef {import("./explorer.js").Port} Port */
 /** Files by their paths, as they were dropped or chosen. @typedef {Map<string, Blob>} Files */
@@ -28,7 +29,11 @@ async function take(files) {
   const [first] = names;
   if (names.length === 1 && first.toLowerCase().endsWith(".zip")) {
     given.textContent = `Unpacking ${first}…`;
-    return take(await unzip(first, /** @type {Blob} */ (files.get(first))));
+    return take(
+      await unzip(/** @type {Blob} */ (files.get(first))).catch((error) => {
+        throw new Error(`${first}: this zip cannot be read: ${error.message}.`);
+      }),
+    );
   }
   const manifests = names.filter((name) => /(^|\/)manifest\.json$/.test(name));
   const onnx = names.find((name) => name.toLowerCase().endsWith(".onnx"));
@@ -43,26 +48,6 @@ async function take(files) {
     `No bundle: there is no manifest.json in ${names.length === 1 ? first : `these ${names.length} files`}. ` +
       "Take the whole folder that `pywebgpu export` wrote, a zip of it, or an ONNX file.",
   );
-}
-
-/**
- * @param {string} name
- * @param {Blob} zip
- * @returns {Promise<Files>}
- */
-async function unzip(name, zip) {
-  const library = new URL("../vendor/fflate.js", import.meta.url).href;
-  const { unzipSync } = await import(library);
-  const packed = new Uint8Array(await zip.arrayBuffer());
-  /** @type {Record<string, Uint8Array<ArrayBuffer>>} */
-  let entries;
-  try {
-    entries = unzipSync(packed);
-  } catch (error) {
-    throw new Error(`${name}: this zip cannot be read (${error instanceof Error ? error.message : error}).`);
-  }
-  const files = Object.entries(entries).filter(([path]) => !path.endsWith("/"));
-  return new Map(files.map(([path, data]) => [path, new Blob([data])]));
 }
 
 /**
