@@ -25,7 +25,7 @@ from tests.web.conftest import run
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-MODELS = ["digits", "bert-tiny", "gpt2-tiny", "vit-micro", "mobilenet-v2-micro"]
+MODELS = ["digits", "bert-tiny", "gpt2-tiny", "vit-micro", "mobilenet-v2-micro", "resnet-micro"]
 TOLERANCE = 1e-3  # relative to the output's scale
 
 
