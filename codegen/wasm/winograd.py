@@ -6,8 +6,8 @@ The output is cut into square tiles. A thread takes a block of tiles and
    `spec.Conv`, multiplies the matrices point by point with the register tile of `product`, and
 3. transforms what came out, with the epilogue in the store.
 All of it lies in the thread's scratch, whose size does not depend on the image's. Weights are
-transformed in every run: they would take 16/9 or 4 times the memory to keep, and to fetch, and
-where tiles are few that costs more than to make them anew.
+transformed in every run: kept for good, they would take 16/9 or 4 times the memory, and where tiles
+are few, fetching that much costs about what making them anew does.
 
 Threads share tiles, or panels where there are more of those.
 
@@ -154,7 +154,7 @@ class _Emitter:
         self.m_panel = knobs.block * self.m_tile
         held = -(-self.panels // knobs.group) if knobs.keep else 1
         self.u_group = self.points * self.u_plane
-        self.dump_at = 0
+        # At 0: a tile's outputs.
         self.patch_at = align_int(m * m * PANEL * 4, 64)
         self.u_at = align_int(self.patch_at + self.side**2 * cin * 4 + slack(spec), 64)
         self.v_at = self.u_at + held * self.u_group
@@ -309,7 +309,9 @@ class _Emitter:
     # -- 3. the output ----------------------------------------------------------------------------
 
     def _output(self) -> Function:
-        """(frame, scratch, first tile, tiles, first panel, panels): the outputs of a block."""
+        """(frame, scratch, first tile, tiles, first panel, panels): the outputs of a block.
+
+        0 times an output is NaN where it is not finite: `bad` sums that up."""
         spec, m = self.spec, self.m
         exact = self._exact()
         f = self.module.function("winograd_output", Frame.types(spec, 5))
@@ -333,13 +335,12 @@ class _Emitter:
                 if 0 < spec.cout % PANEL <= 4:
                     vectors = imin(f.value((affine(spec.cout) - n + 3) // 4), VECTORS)
                 with f.loop_range(v, 0, vectors), f.scope():
-                    y: dict[tuple[int, int], Local] = {}
 
                     def load(r: int, c: int) -> None:
                         f.get(source)
                         f.v128_load((r * self.side + c) * PANEL * 4)
 
-                    def use(r: int, c: int, element: Local, y=y) -> None:  # type: ignore[no-untyped-def]
+                    def use(r: int, c: int, element: Local) -> None:
                         f.store(scratch, element, (r * m + c) * 16)
                         f.get(element, zero)
                         f.madd(bad)
