@@ -6,8 +6,9 @@ Each case runs with one and with two threads. In a page, ours and every peer tak
 gives a median over its budget, each round a ratio, and the row reports the medians over rounds.
 Int8 cases hold our int8 bundle against our f32 one ("ours" among the peers), ONNX Runtime's f32 and
 its own dynamically quantised model.
-Peers run in their best configuration: SIMD and threads on. A peer whose output deviates, or that
-cannot run a case, has no figure in that row, and the row says why. All of it takes about 12
+Peers run in their best configuration: SIMD and threads on (jax-js takes as many as there are
+processors, so it is in the rows of that many, for products only). A peer whose output deviates, or
+that cannot run a case, has no figure in that row, and the row says why. All of it takes about 12
 minutes, `--quick` 4. A case that fails is reported and the others go on; the exit code is then 1.
 """
 
@@ -35,7 +36,10 @@ def runtimes(case: Case) -> list[str]:
     """Ours first."""
     if case.int8:
         return ["ours_int8", "ours", "ort_int8", "ort"]
-    return ["ours", "ort", "tfjs", "litert"] if case.op else ["ours", "ort"]
+    if not case.op:
+        return ["ours", "ort"]
+    jax = ["jax"] if case.op["op"] == "matmul" else []
+    return ["ours", "ort", "tfjs", "litert", *jax]
 
 
 # Rounds, milliseconds of a turn, runs it has at least, and when a row has taken long enough.

@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-PEERS = {"ort": "ONNX Runtime Web", "tfjs": "TF.js", "litert": "LiteRT.js"}
+PEERS = {"ort": "ONNX Runtime Web", "tfjs": "TF.js", "litert": "LiteRT.js", "jax": "jax-js"}
 BEGIN = "<!-- cpu: begin (python -m tests.bench.cpu --write) -->"
 END = "<!-- cpu: end -->"
 
@@ -102,9 +102,9 @@ def plot(report: dict[str, Any], path: Path) -> None:
         for number, (peer, label) in enumerate(PEERS.items()):
             there = [c for c in cases if c in rows and peer in rows[c]["peers"]]
             axis.barh(
-                [cases.index(c) + 0.27 * (number - 1) for c in there],
+                [cases.index(c) + 0.2 * (number - 1.5) for c in there],
                 [rows[c]["peers"][peer] / rows[c]["ours_ms"] for c in there],
-                height=0.25,
+                height=0.19,
                 label=label,
             )
         axis.axvline(1, color="black", linewidth=1)

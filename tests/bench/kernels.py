@@ -1,10 +1,14 @@
 """Every candidate of chosen kernels in Chromium, one thread: time and GFLOP/s.
 
-    python -m tests.bench.kernels [--only TEXT] [--top N] [--seconds S] [--json]
+    python -m tests.bench.kernels [--only TEXT] [--top N] [--seconds S] [--exhaustive] [--json]
 
 All candidates of a kernel take turns in one page, and so does the register-only ceiling of
 `codegen.wasm.profile`: on a busy machine the fraction of that ceiling says more than the rate. A
 candidate's output is compared with the first candidate's before its time is believed.
+
+`--exhaustive` asks how much a tuner's few candidates leave: five kernels with every legal knob (see
+`tests.bench.exhaustive`), all of them timed briefly, the best seven again against the default. It
+also says what emitting and compiling a candidate takes. About ten minutes.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -33,6 +38,7 @@ from pywebgpu.codegen.wasm.model import assemble_kernel
 from pywebgpu.codegen.wasm.profile import FMA_FLOPS, PAGES
 from pywebgpu.codegen.wasm.profile import module as profile_module
 from pywebgpu.serve import SiteServer
+from tests.bench import exhaustive
 from tests.conftest import CHROMIUM, CHROMIUM_ARGS
 
 F32 = Storage.F32
@@ -130,7 +136,8 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 _SCRIPT = """async (given) => {
-  const [codes, peakCode, peakPages, scratches, elements, output, seconds, peakFlops] = given;
+  const [codes, peakCode, peakPages, scratches, elements, output] = given;
+  const [seconds, peakFlops, warmMs] = given.slice(6);
   const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   const up = (n) => (n + 255) & ~255;
   let end = 4096;
@@ -173,7 +180,7 @@ _SCRIPT = """async (given) => {
     .instance.exports.fma;
   const peaks = [];
   for (const row of rows) { // until optimised
-    const until = performance.now() + 150;
+    const until = performance.now() + warmMs;
     while (performance.now() < until || row.ramp.length < 10) {
       const t = performance.now();
       row.kernel(0, 1, ...at, out, scratch);
@@ -216,13 +223,15 @@ class Row:
     peak_fraction: float
     cold_ms: float
     emit_ms: float
+    compile_ms: float
     bytes: int
 
 
-def measure(page: Any, name: str, case: Case, top: int, seconds: float) -> list[Row]:
-    caps = WasmCaps(relaxed=True)
+def measure(
+    page: Any, name: str, case: Case, candidates: list[Any], seconds: float, warm_ms: float = 150
+) -> list[Row]:
+    """One row for each candidate whose result is right; AssertionError if the default's is not."""
     codes, scratches, emitted = [], [], []
-    candidates = wasm.space(case.spec, caps)[:top]
     for knobs in candidates:
         start = time.perf_counter()
         code, scratch = assemble_kernel(case.spec, knobs, Target(relaxed=True))
@@ -231,8 +240,8 @@ def measure(page: Any, name: str, case: Case, top: int, seconds: float) -> list[
         scratches.append(evaluate(scratch, {}))
     text = [base64.b64encode(code).decode() for code in codes]
     ceiling = base64.b64encode(profile_module(Target(relaxed=True))).decode()
-    data = [text, ceiling, PAGES, scratches, case.elements, case.output, seconds, FMA_FLOPS]
-    result = page.evaluate(_SCRIPT, data)
+    sizes = [scratches, case.elements, case.output]
+    result = page.evaluate(_SCRIPT, [text, ceiling, PAGES, *sizes, seconds, FMA_FLOPS, warm_ms])
     rows = []
     for knobs, code, emit_ms, row in zip(candidates, codes, emitted, result["rows"], strict=True):
         # The order of summation may differ, nothing else.
@@ -241,9 +250,47 @@ def measure(page: Any, name: str, case: Case, top: int, seconds: float) -> list[
         best = case.flops / row["best_ms"] / 1e6
         rows.append(
             Row(name, str(knobs), row["ms"], row["best_ms"], case.flops / row["ms"] / 1e6,
-                best / result["best_peak"], row["cold_ms"], emit_ms, len(code))
+                best / result["best_peak"], row["cold_ms"], emit_ms, row["compile_ms"], len(code))
         )  # fmt: skip
     return rows
+
+
+@dataclass(frozen=True)
+class Exhaustive:
+    """What the default leaves: `ratio` is its time over that of the best of all candidates."""
+
+    case: str
+    candidates: int
+    default: str
+    best: str
+    default_ms: float
+    best_ms: float
+    ratio: float
+    emit_ms: float
+    compile_ms: float
+    """Medians per candidate."""
+
+
+BATCH = 24
+
+
+def search(page: Any, name: str, case: Case, seconds: float) -> Exhaustive:
+    """All knobs in batches beside the default, then the seven that came out best against it."""
+    default, *others = exhaustive.everything(case.spec, WasmCaps(relaxed=True))
+    tried: list[tuple[float, Any, Row]] = []
+    for at in range(0, len(others), BATCH):
+        batch = others[at : at + BATCH]
+        base, *rows = measure(page, name, case, [default, *batch], 0.0, warm_ms=40)
+        tried += [(r.best_ms / base.best_ms, k, r) for k, r in zip(batch, rows, strict=True)]
+    tried.sort(key=lambda found: found[0])
+    final = measure(page, name, case, [default, *(knobs for _, knobs, _ in tried[:7])], seconds)
+    best = min(final, key=lambda row: row.best_ms)
+    return Exhaustive(
+        name, 1 + len(others), final[0].knobs, best.knobs, final[0].best_ms, best.best_ms,
+        final[0].best_ms / best.best_ms,
+        statistics.median(row.emit_ms for _, _, row in tried),
+        statistics.median(row.compile_ms for _, _, row in tried),
+    )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -251,23 +298,33 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--top", type=int, default=16, help="so many candidates, default first")
     parser.add_argument("--seconds", type=float, default=1.0, help="measuring time per case")
+    parser.add_argument("--exhaustive", action="store_true", help="five kernels, all knobs")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
-    rows: list[Row] = []
+    rows: list[Row | Exhaustive] = []
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         (Path(folder) / "index.html").write_text("<!doctype html><title>kernels</title>")
         server = SiteServer(Path(folder), isolation=True).start()
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
         for name, make in CASES.items():
-            if options.only not in name:
+            if options.only not in name or options.exhaustive > (name in exhaustive.CASES):
                 continue
             page = browser.new_page()
+            page.set_default_timeout(600_000)
             page.goto(server.url)
-            found = measure(page, name, make(), options.top, options.seconds)
+            case = make()
+            if options.exhaustive:
+                result = search(page, name, case, options.seconds)
+                rows.append(result)
+                if not options.json:
+                    _print_search(result)
+            else:
+                candidates = wasm.space(case.spec, WasmCaps(relaxed=True))[: options.top]
+                found = measure(page, name, case, candidates, options.seconds)
+                rows += found
+                if not options.json:
+                    _print(name, found)
             page.close()
-            rows += found
-            if not options.json:
-                _print(name, found)
         browser.close()
         server.close()
     if options.json:
@@ -285,6 +342,16 @@ def _print(name: str, rows: list[Row]) -> None:
             f"{row.peak_fraction:4.0%} of peak, first {row.cold_ms:.1f} ms, "
             f"emitted in {row.emit_ms:.1f} ms, {row.bytes} B  {row.knobs}"
         )
+    sys.stdout.flush()
+
+
+def _print_search(found: Exhaustive) -> None:
+    print(
+        f"{found.case}: the default takes {found.ratio:.3f} times the best of "
+        f"{found.candidates} candidates ({found.default_ms:.3f} and {found.best_ms:.3f} ms); "
+        f"a candidate is emitted in {found.emit_ms:.1f} ms and compiled in "
+        f"{found.compile_ms:.1f} ms\n  default {found.default}\n  best    {found.best}"
+    )
     sys.stdout.flush()
 
 

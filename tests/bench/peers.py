@@ -16,6 +16,7 @@ PACKAGES = {
     "@tensorflow/tfjs-backend-webgpu": "4.22.0",
     "@litertjs/core": "2.5.3",
     "@litertjs/wasm-utils": "2.5.3",
+    "@jax-js/jax": "0.1.25",
 }
 ONNXRUNTIME_WEBGPU = "onnxruntime-webgpu==1.27.0"
 # What of each package a page needs.
@@ -26,6 +27,7 @@ _FILES = {
     "@tensorflow/tfjs-backend-webgpu": "dist/tf-backend-webgpu.min.js",
     "@litertjs/core": "[dw]*/*.[jw]*",
     "@litertjs/wasm-utils": "dist/index.js",
+    "@jax-js/jax": "dist/*.js",
 }
 
 

@@ -231,6 +231,30 @@ class LiteRt {
   async release() { this.x.delete(); this.model.delete(); }
 }
 
+// Generates its WebAssembly in the page and always takes as many threads as there are processors.
+// Arguments are consumed unless `ref`ed.
+class JaxJs {
+  /** @param {Options} options */
+  constructor(options) { this.options = options; }
+  /** @param {CaseInfo} info */
+  async prepare(info) {
+    if (this.options.threads !== navigator.hardwareConcurrency) {
+      throw new Error("jax-js takes all processors");
+    }
+    const jax = "../peers/jax/";
+    const { init, defaultDevice, jit, numpy } = await import(`${jax}index.js`);
+    await init("wasm");
+    defaultDevice("wasm");
+    const { x } = await feedArrays(info.feeds);
+    const { url, shape } = info.constants.w;
+    this.x = numpy.array(x.data, { shape: x.dims });
+    this.w = numpy.array(new Float32Array(await bytes(url)), { shape });
+    this.compute = jit((/** @type {any} */ a, /** @type {any} */ b) => numpy.matmul(a, b));
+  }
+  async run() { return this.compute(this.x.ref, this.w.ref).data(); }
+  async release() { this.x.dispose(); this.w.dispose(); }
+}
+
 /**
  * NCHW to NHWC (`last`), or back.
  * @param {Float32Array} data @param {number[]} dims @param {boolean} last
@@ -251,7 +275,8 @@ function moveChannels(data, dims, last) {
 }
 
 const RUNTIMES = /** @type {Record<string, any>} */ ({
-  ours: Ours, ort: OrtWeb, "ort+capture": OrtCapture, tfjs: TfJs, litert: LiteRt, ours_int8: OursInt8, ort_int8: OrtInt8,
+  ours: Ours, ort: OrtWeb, "ort+capture": OrtCapture, tfjs: TfJs, litert: LiteRt,
+  jax: JaxJs, ours_int8: OursInt8, ort_int8: OrtInt8,
 });
 
 /** @param {ArrayLike<number>} got @param {ArrayLike<number>} want */
