@@ -168,7 +168,8 @@ def _row(case: Case, *pages: dict[str, Any]) -> Row:
         if "failed" in page:
             errors[f"page {1 + pages.index(page)}"] = page["failed"]
             continue
-        row.setdefault("device", page["device"])
+        if "device" in page:  # not where ours failed
+            row.setdefault("device", page["device"])
         for name, source in tables.items():
             row[name] = page[source] | row[name]
         row = (page.get("profile") or {}) | row
