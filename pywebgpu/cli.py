@@ -279,6 +279,13 @@ def export(
         Path | None,
         typer.Option(metavar="FILE.json", help="What `tune` found out, to generate kernels by."),
     ] = None,
+    records_for: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE",
+            help="A device as `records show` names it: its records count, or the nearest one's.",
+        ),
+    ] = None,
     dtype: Annotated[
         Storage, typer.Option(help="How floats are stored; f16 is for WebGPU with shader-f16.")
     ] = Storage.f32,
@@ -325,6 +332,8 @@ def export(
       pywebgpu export model.onnx -o bundle --value k=[5]     for one value of an input that
                                                              decides shapes
       pywebgpu export model.onnx -o bundle --records records.json
+      pywebgpu export model.onnx -o bundle --records records.json \\
+          --records-for "browser wasm relaxed-simd, registers=32; speed 2^6"
       pywebgpu export model.onnx -o bundle --dtype f16       half the bytes, WebGPU only; says
                                                              what f16 cannot hold
       pywebgpu export model.onnx -o bundle --quantize int8   a quarter of the bytes, and what
@@ -343,6 +352,7 @@ def export(
             progress=progress,
             values=values,
             records=records,
+            records_for=records_for,
             dtype=dtype.value,
             quantize=None if quantize is None else quantize.value,
             keep=keep or [],

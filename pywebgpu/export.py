@@ -77,6 +77,7 @@ def export(
     progress: Progress | None = None,
     values: Mapping[str, np.ndarray[Any, Any]] | None = None,
     records: str | os.PathLike[str] | None = None,
+    records_for: str | None = None,
     dtype: str = "f32",
     quantize: str | None = None,
     keep: Collection[str] = (),
@@ -87,6 +88,8 @@ def export(
 
     values: inputs to fix. The bundle has them as inputs no more.
     records: a file of tuning records; kernels that it speaks of are generated as it says.
+    records_for: a device as records name it; of each kernel only the nearest device's records
+        count. By default all do, and a winner is one that none of them shows to be slower.
     dtype: how floats are stored, "f32" or "f16". An f16 bundle is half as large, needs a GPU with
         shader-f16, and has no WebAssembly module. The f32 model is run once here, and what f16
         could not hold stays f32; the report names it.
@@ -105,7 +108,11 @@ def export(
     start = time.perf_counter()
     stages = 3 + len(WASM_VARIANTS)
     say = progress or (lambda label, done, total: None)
-    winners = Winners(load_records(records)) if records is not None else NO_WINNERS
+    if records_for is not None and records is None:
+        raise InputError(
+            "there are no records to choose from", where="records_for", got=records_for
+        )
+    winners = NO_WINNERS if records is None else Winners(load_records(records), records_for)
     say("compiling", 0, stages)
     if dtype not in ("f32", "f16"):
         raise InputError("no such storage type", where="dtype", got=dtype, expected="f32 or f16")

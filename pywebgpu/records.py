@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -94,14 +95,54 @@ def knobs_json(knobs: Any) -> KnobsJson:
     return found
 
 
+# -- devices ---------------------------------------------------------------------------------------
+
+
+def distance(device: str, other: str) -> float:
+    """How unlike two devices are, as records name them; 0 for the same.
+
+    Sizes count by how often one is twice the other, the magnitude of speed by its steps; a feature
+    that only one has, or a setting that differs, counts 2.
+    """
+    mine, theirs = _traits(device), _traits(other)
+    total = 0.0
+    for name in mine.keys() | theirs.keys():
+        a, b = mine.get(name), theirs.get(name)
+        if isinstance(a, float) and isinstance(b, float):
+            total += abs(a - b)
+        elif a != b:
+            total += 2
+    return total
+
+
+@cache
+def _traits(device: str) -> dict[str, float | str]:
+    """What a device's name says: sizes as their log2, other settings as they are spelled."""
+    found: dict[str, float | str] = {}
+    for text in re.findall(r"[\w-]+=\([^)]*\)|[^\s,;]+", device):
+        name, _, value = text.partition("=")
+        if value.isdecimal():
+            found[name] = math.log2(int(value) + 1)
+        elif text.startswith("2^"):
+            found["speed 2^"] = float(text[2:])
+        else:
+            found[name] = value
+    return found
+
+
 # -- choosing --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Winners:
-    """Picks knobs by record. Records of other generator versions count for nothing."""
+    """Picks knobs by record. Records of other generator versions count for nothing.
+
+    device: whom the winners are for; of each kernel only the records of the nearest device count.
+    None for everybody.
+    """
 
     records: tuple[Record, ...] = ()
+    device: str | None = None
     _by_kernel: Mapping[tuple[str, str], list[Record]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -113,8 +154,17 @@ class Winners:
         object.__setattr__(self, "_by_kernel", found)
 
     def matching(self, spec: KernelSpec, target: str) -> list[Record]:
-        """The records of this kernel, of all devices and run-time sizes."""
-        return self._by_kernel.get((target, spec_key(spec)), []) if self._by_kernel else []
+        """The records of this kernel, of all run-time sizes."""
+        found = self._by_kernel.get((target, spec_key(spec)), []) if self._by_kernel else []
+        if self.device is None or not found:
+            return found
+        away = [distance(self.device, record.device) for record in found]
+        return [r for r, far in zip(found, away, strict=True) if far == min(away)]
+
+    def known(self, spec: KernelSpec, target: str, device: str) -> list[KnobsJson]:
+        """What won for this kernel somewhere, what won on the nearest device first."""
+        found = self._by_kernel.get((target, spec_key(spec)), []) if self._by_kernel else []
+        return [r.best for r in sorted(found, key=lambda r: distance(device, r.device))]
 
     def pick(self, spec: KernelSpec, target: str, candidates: Sequence[Any]) -> Any | None:
         """The winner among `candidates` (the default first); None where no record speaks of it.

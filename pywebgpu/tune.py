@@ -29,7 +29,16 @@ from .codegen.spec import KernelSpec, Matmul, Storage, View, family
 from .codegen.wasm.asm import I32, Module
 from .codegen.wasm.asm import Target as WasmFeatures
 from .codegen.wgsl.kernel import WgslKernel
-from .records import MARGIN, Record, Timing, Winners, kernel_key, knobs_json, rounded
+from .records import (
+    MARGIN,
+    KnobsJson,
+    Record,
+    Timing,
+    Winners,
+    kernel_key,
+    knobs_json,
+    rounded,
+)
 
 TOLERANCE = {Storage.F32: 1e-4, Storage.F16: 1e-2, Storage.I32: 0.0, Storage.I8: 0.0}
 """How far an output may be from the default's, relative to its largest element: sums of thousands
@@ -337,11 +346,13 @@ def tune(
     progress: Progress | None = None,
     clock: Callable[[], float] = time.monotonic,
     known: Sequence[Record] = (),
+    enough: float = ENOUGH,
 ) -> Generator[Request, Any, Result]:
     """Measure candidates for `budget_s` seconds, kernels that take the most time first.
 
     features: what the host says of its device, without names; the magnitude of its speed is added.
     known: what was found out before, here or elsewhere: those winners are measured first.
+    enough: of a run's time; it ends when less is to be expected from what is left.
     """
     start = clock()
     end = start + budget_s
@@ -355,7 +366,8 @@ def tune(
         if clock() >= end:
             break
         say("profiling", number, len(jobs))
-        space = _ordered(target.space(job.spec), job, before, target)
+        won = before.known(job.spec, target.name, device)
+        space = _ordered(target.space(job.spec), won)
         if not space or job.output == 0:
             continue
         try:
@@ -381,8 +393,8 @@ def tune(
         if now >= end:
             stopped = "the budget was spent"
             break
-        if sum(q.share * gains[family(q.job.spec)].mean for q in found[number:]) < ENOUGH:
-            stopped = f"less than {ENOUGH:.0%} more was to be expected"
+        if sum(q.share * gains[family(q.job.spec)].mean for q in found[number:]) < enough:
+            stopped = f"less than {enough:.0%} more was to be expected"
             break
         until = now + (end - now) * max(p.share / left, 0.05)
         done = measured
@@ -416,12 +428,12 @@ def tune(
     )
 
 
-def _ordered(space: list[Any], job: Job, known: Winners, target: Target) -> list[Any]:
+def _ordered(space: list[Any], won: list[KnobsJson]) -> list[Any]:
     """The default, then what won elsewhere, then the others in their order."""
-    won = [record.best for record in known.matching(job.spec, target.name)]
     if not won:
         return space
-    return [*space[:1], *sorted(space[1:], key=lambda knobs: knobs_json(knobs) not in won)]
+    places = [(won.index(data) if (data := knobs_json(k)) in won else len(won)) for k in space[1:]]
+    return [*space[:1], *(space[1 + n] for n in sorted(range(len(places)), key=places.__getitem__))]
 
 
 _SPEED_N = 192

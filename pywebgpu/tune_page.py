@@ -4,13 +4,14 @@
 any two when the next one may be carried out. Requests are dicts that a message can carry:
 
     {"kind": "clocks", "wasm": bytes, "pages": n}    the micro-benchmarks' module
-    {"kind": "clock", "function": f, "args": [...]}  milliseconds of one call
+    {"kind": "clock", "function": f, "args": [...], "calls": n}  milliseconds of each
     {"kind": "load", "operands": [[storage, bytes], ...], "output": [storage, bytes], "args": [...]}
+    {"kind": "known", "target": ..., "kernels": [...]}  what does the records service know of these
     {"kind": "compile", "codes": [[n, code], ...]}
     {"kind": "make", "number": n, "code": ...}
     {"kind": "measure", "numbers": [...]}
     {"kind": "profiled", "rows": [...]}          what kernels take by default
-    {"kind": "searched", "row": ..., "record": ...}
+    {"kind": "searched", "row": ..., "records": text}
     {"kind": "swap", "code": ..., "kernels": k}  take the winners so far into use
     {"kind": "done", "report": ...}
 
@@ -64,6 +65,9 @@ from .tune import (
 Plain = dict[str, Any]
 
 _SETTLE_S = 0.005  # browsers optimise loops after about so long
+_CLOCKS, _CLOCKS_S = 8, 0.008  # calls of a micro-benchmark at once, and seconds of them
+
+NO_RECORDS = records_json(())
 
 SWAP_GAIN = 0.02
 """Winners are taken into use once they save this much of a run together, and at the end: a swap
@@ -145,17 +149,26 @@ class _Wasm:
         features = WasmFeatures(relaxed=self.caps.relaxed)
         yield {"kind": "clocks", "wasm": profile.module(features), "pages": profile.PAGES}
         asking = profile.profile(1, self.caps.relaxed, settle_s=_SETTLE_S)
+        last: profile.Time | None = None
         answer: Any = None
+        ahead: list[float] = []  # what more calls like the last one took
         while True:
             try:
                 request = asking.send(answer)
             except StopIteration as stop:
                 found: profile.WasmProfile = stop.value
                 break
-            args = list(request.args)
-            answer = (yield {"kind": "clock", "function": request.function, "args": args})[
-                "ms"
-            ] / 1e3
+            if request != last:
+                ahead, calls = [], 1
+            elif not ahead:  # asked again: whoever measures goes on until times settle
+                calls = max(1, min(_CLOCKS, int(_CLOCKS_S / max(answer or 0.0, 1e-5))))
+            if not ahead:
+                told = {"function": request.function, "args": list(request.args), "calls": calls}
+                answered = yield {"kind": "clock", **told}
+                if "error" in answered:
+                    raise CandidateError(answered["error"])
+                ahead = [ms / 1e3 for ms in answered["ms"]]
+            last, answer = request, ahead.pop(0)
         self.caps = replace(found.caps, threads=self.caps.threads)
         return {"gflops": round(found.gflops, 2), **asdict(self.caps)}
 
@@ -250,13 +263,14 @@ class Tuning:
     def __init__(self, setup: Plain) -> None:
         """
         setup: {"manifest": text, "specs": text, "sizes": {symbol: n}, "budget": seconds,
-        "records": text or None, "wasm": {"relaxed", "threads"} or "webgpu": {"offers", "limits",
-        "subgroupSizes"}}
+        "records": text or None, "service": whether there is one to ask, "wasm": {"relaxed",
+        "threads"} or "webgpu": {"offers", "limits", "subgroupSizes"}}
         """
         target = "wasm" if "wasm" in setup else "webgpu"
         self.model = _Model(json.loads(setup["manifest"]), json.loads(setup["specs"]), target)
         self.side = _Wasm(setup["wasm"]) if "wasm" in setup else _Wgsl(setup["webgpu"])
         self.known = records_from_json(setup["records"]) if setup.get("records") else ()
+        self.asks = bool(setup.get("service"))
         found = json.loads(setup["manifest"])["generator_version"]
         if found != GENERATOR_VERSION:
             raise PywebgpuError(
@@ -277,7 +291,8 @@ class Tuning:
 
     def step(self, answer: Plain) -> Plain:
         """The next request. answer: {"now": seconds of tuning, without pauses} and "ms" (of a
-        measurement) or "error" (why a candidate cannot be used)."""
+        measurement), "records" (what the service knows, a file's text) or "error" (why a candidate
+        cannot be used)."""
         self.now = answer["now"]
         self._answer = answer
         return {**next(self._requests), "progress": self.progress}
@@ -306,6 +321,10 @@ class Tuning:
                 remedy="Run the session once, and then tune it",
             ) from missing
         self.jobs = {job.key: job for job in jobs}
+        if self.asks:
+            yield {"kind": "known", "target": self.side.target.name, "kernels": list(self.jobs)}
+            others = records_from_json(self._answer.get("records") or NO_RECORDS)
+            self.known = merge(others, self.known)
         asking = tune(
             jobs,
             self.side.target,
@@ -354,8 +373,9 @@ class Tuning:
         if isinstance(request, Profiled):
             return {"kind": "profiled", "rows": [self._row(row) for row in request.rows]}
         assert isinstance(request, Searched)
-        record = asdict(request.record)
-        return {"kind": "searched", "row": self._row(request.row), "record": record}
+        # As text: None would cross to JavaScript as undefined, which JSON leaves out.
+        records = records_json([request.record])
+        return {"kind": "searched", "row": self._row(request.row), "records": records}
 
     def _candidate(self, code: Code) -> Plain:
         assert self.job is not None
@@ -389,7 +409,7 @@ class Tuning:
             "defaultMs": result.default_ms,
             "bestMs": result.best_ms,
             "rows": [self._row(row) for row in result.rows],
-            "records": records_json(merge(self.known, result.records)),
+            "records": records_json(result.records),
         }
 
 

@@ -230,6 +230,13 @@ export interface TuneOptions {
   onProgress?: (progress: TuneProgress) => void;
   /** Cancels the tuning. */
   signal?: AbortSignal;
+  /**
+   * A records service (`pywebgpu records serve`) to ask for what won elsewhere: the nearest
+   * devices' winners are measured first. A strict policy has to name it in `connect-src`.
+   */
+  records?: string | URL;
+  /** Tell that service what was measured here; false by default. */
+  contribute?: boolean;
   /** A PythonRuntime to use; by default one is started, and ended after. */
   python?: {
     call(module: string, name: string, ...args: any[]): Promise<any>;

@@ -336,16 +336,20 @@ class InferenceSession:
         *,
         budget: float = 30.0,
         on_progress: Callable[[dict[str, Any]], None] | None = None,
+        records: str | None = None,
+        contribute: bool = False,
     ) -> Tuning:
         """Find quicker kernels for this device while the session goes on running: see `Tuning`.
 
         budget: seconds, pauses apart.
         on_progress: called with {"stage", "label", "done", "total", "seconds"}.
+        records: the URL of a records service to ask for what won elsewhere.
+        contribute: tell it what was measured here.
 
         Raises:
             InputError: an option is wrong, or the session is being tuned already.
         """
-        options: dict[str, Any] = {"budget": budget}
+        options: dict[str, Any] = {"budget": budget, "records": records, "contribute": contribute}
         callback = None
         if on_progress is not None:
             callback = self._ffi.create_proxy(lambda event: on_progress(event.to_py()))

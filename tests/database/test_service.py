@@ -13,7 +13,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import pytest
 
 from pywebgpu.codegen import GENERATOR_VERSION
 from pywebgpu.records import Record, Timing, records_from_json
+from tests.database.running import running
 
 DEFAULT, FAST = {"tile": 4}, {"tile": 8}
 DEVICE = "features=f16 limits=big speed=5"
@@ -42,30 +42,6 @@ def body(*records: Record) -> dict[str, Any]:
 def network(number: int) -> dict[str, str]:
     """The header by which a trusted proxy tells whose request it is."""
     return {"X-Forwarded-For": f"10.{number // 250}.{number % 250}.7"}
-
-
-@contextmanager
-def running(database: str, *options: str) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
-    """The service behind a client; tests speak for the proxy at 127.0.0.1."""
-    command = [sys.executable, "-m", "pywebgpu", "records", "serve", "--database", database]
-    command += ["--port", "0", "--trust-proxy", "127.0.0.1", "--json", *options]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
-    try:
-        assert process.stdout is not None
-        lines = ""
-        while True:  # the object may be printed over several lines
-            lines += process.stdout.readline()
-            try:
-                url = json.loads(lines)["url"]
-                break
-            except ValueError:
-                assert process.poll() is None, lines
-        with httpx.Client(base_url=url, timeout=60) as client:
-            yield client, process
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 @pytest.fixture(scope="module")

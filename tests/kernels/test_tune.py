@@ -20,6 +20,7 @@ from pywebgpu import tune_desktop
 from pywebgpu.build import tuned_kernels, wasm_code, wgsl_kernels
 from pywebgpu.bundle import Bundle
 from pywebgpu.cli import app
+from pywebgpu.codegen import GENERATOR_VERSION
 from pywebgpu.codegen import scalar as sc
 from pywebgpu.codegen.caps import WgslCaps
 from pywebgpu.codegen.spec import KernelSpec, Map, Storage
@@ -29,6 +30,7 @@ from pywebgpu.errors import DeviceError, InputError
 from pywebgpu.export import export
 from pywebgpu.records import (
     Record,
+    Timing,
     Winners,
     knobs_json,
     load_records,
@@ -39,7 +41,9 @@ from pywebgpu.session import InferenceSession
 from pywebgpu.tune import (
     CandidateError,
     Code,
+    Compile,
     Job,
+    Measure,
     Result,
     WasmBinary,
     WasmTarget,
@@ -71,6 +75,7 @@ class HandMade:
     def __init__(self, inner: Any, kinds: Sequence[str]) -> None:
         self.inner, self.kinds = inner, kinds
         self.name = inner.name
+        self.together = inner.together
 
     def space(self, spec: KernelSpec) -> list[Any]:
         own = self.inner.space(spec)
@@ -221,6 +226,47 @@ def test_turns_are_compared_not_times() -> None:
     (record,) = search(HandMade(WasmTarget(), ["quicker"]), host).records
     assert record.best == knobs_json(Hand("quicker"))
     assert record.ratio(record.best) == pytest.approx(0.8, rel=1e-3)
+
+
+def test_candidates_of_a_gpu_are_compiled_together() -> None:
+    """Each is announced once before it is made; those of wasm are not."""
+    host = Scripted(dict.fromkeys(range(12), lambda _: 1.0))
+    kinds = [*(str(i) for i in range(10)), "raises"]
+    said: list[list[int]] = []
+
+    def play(target: Any) -> Result:
+        said.clear()
+        asking = tune([JOB], target, "scripted", 20.0)
+        request = next(asking)
+        while True:
+            if isinstance(request, Compile):
+                said.append([number for number, _ in request.codes])
+            answer = host.measure(request.numbers) if isinstance(request, Measure) else None
+            try:
+                request = asking.send(answer)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+
+    result = play(HandMade(WgslTarget(), kinds))
+    assert said == [[1, 2, 3, 4, 5, 6, 7, 8], [9, 10]]
+    assert "no such tile" in str(result.records[0].candidates[11].error)
+    assert len(play(HandMade(WasmTarget(), kinds)).records[0].candidates) == 12
+    assert said == []
+
+
+def test_what_won_on_the_nearest_device_is_measured_first() -> None:
+    host = Scripted(dict.fromkeys(range(5), lambda _: 1.0))
+    space = [knobs_json(Hand(kind)) for kind in "abcd"]
+
+    def known(kind: str, device: str) -> Record:
+        timings = (Timing(space[0], 2.0), Timing(knobs_json(Hand(kind)), 1.0))
+        name = WgslTarget().name
+        return Record(JOB.key, name, device, GENERATOR_VERSION, timings, knobs_json(Hand(kind)))
+
+    near, far = "scripted; speed 2^4", "other; speed 2^9"
+    result = search(HandMade(WgslTarget(), "abcd"), host, known=(known("d", far), known("c", near)))
+    order = [t.knobs.get("kind") for t in result.records[0].candidates]
+    assert order[1:] == ["c", "d", "a", "b"]
 
 
 def test_the_budget_ends_it() -> None:

@@ -22,6 +22,7 @@ from pywebgpu.records import (
     Record,
     Timing,
     Winners,
+    distance,
     kernel_key,
     knobs_json,
     load_records,
@@ -181,3 +182,35 @@ def test_commands(tmp_path: Path) -> None:
     assert "2 records" in shown.stdout
     missing = CliRunner().invoke(app, ["records", "show", str(tmp_path / "none.json")])
     assert isinstance(missing.exception, InputError)
+
+
+SMALL = "browser wasm relaxed-simd, registers=16, l1=32768, l2=524288; speed 2^5"
+
+
+@pytest.mark.parametrize(
+    ("near", "far"),
+    [
+        (SMALL.replace("2^5", "2^6"), SMALL.replace("2^5", "2^8")),
+        (SMALL.replace("l1=32768", "l1=65536"), SMALL.replace("l1=32768", "l1=131072")),
+        (SMALL.replace("2^5", "2^6"), SMALL.replace(" relaxed-simd", "")),
+        (SMALL.replace("2^5", "2^6"), SMALL.replace("browser", "wasmtime")),
+        (SMALL.replace("2^5", "2^6"), "browser subgroup_size=(32,32), f16=True; speed 2^9"),
+    ],
+)
+def test_devices_are_near_by_what_they_can_do(near: str, far: str) -> None:
+    assert distance(SMALL, SMALL) == 0
+    assert 0 < distance(SMALL, near) < distance(SMALL, far)
+    assert distance(SMALL, far) == distance(far, SMALL)
+
+
+def test_settings_are_compared_whole() -> None:
+    one, other = "gpu subgroup_size=(32,32), f16=True", "gpu subgroup_size=(8,32), f16=True"
+    assert distance(one, other) == distance(one, "gpu subgroup_size=(4,4), f16=True") == 2
+
+
+def test_winners_for_a_device_are_the_nearest_ones() -> None:
+    slow = SMALL.replace("2^5", "2^2")
+    records = (record(2.0, 1.0, 3.0, device=SMALL), record(2.0, 3.0, 1.0, best=OTHER, device=slow))
+    assert Winners(records).pick(SPEC, "webgpu", SPACE) == DEFAULT, "each loses on the other"
+    assert Winners(records, SMALL.replace("2^5", "2^6")).pick(SPEC, "webgpu", SPACE) == FAST
+    assert Winners(records, SMALL.replace("2^5", "2^1")).pick(SPEC, "webgpu", SPACE) == OTHER

@@ -114,6 +114,33 @@ result
     record_executor(f"chromium-{provider}")
 
 
+def test_python_comes_started(python_page: Page) -> None:
+    """Out of its snapshot; and as ever where that is damaged, with the same kernels."""
+    code = """
+import sys
+loaded = "pywebgpu.tune_page" in sys.modules
+from pywebgpu import tune
+spec = tune.speed_job().spec
+target = tune.WasmTarget()
+[loaded, [target.generate(spec, knobs).binary.hex() for knobs in target.space(spec)]]
+"""
+    loaded, kernels = python(python_page, code)
+    assert loaded
+    damaged = lambda route: route.fulfill(body=b"not a snapshot")  # noqa: E731
+    python_page.route("**/*.snapshot.gz", damaged)
+    again = python_page.evaluate(
+        """async (code) => {
+          const m = await import(new URL("web/py/client.js", document.baseURI));
+          const python = await m.PythonRuntime.create();
+          const found = await python.run(code);
+          python.terminate();
+          return found;
+        }""",
+        code,
+    )
+    assert again == [False, kernels]
+
+
 def test_errors_have_a_traceback(python_page: Page) -> None:
     facts = raised(python_page, "def f():\n  return 1 / 0\nf()")
     assert facts["type"] == "ZeroDivisionError"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from pywebgpu.codegen.wasm.asm import I32, Module
 from pywebgpu.export import export
 from pywebgpu.serve import STRICT_CSP
 from pywebgpu.vendored import PYODIDE, package_folder
+from tests.database.running import running
 from tests.executors_seen import record_executor
 from tests.models import zoo
 from tests.web import conftest
@@ -45,18 +47,20 @@ let shared;
 export const python = () => (shared ??= PythonRuntime.create());
 
 export class Rigged {
-  numbers = [];
+  numbers = null;  // of the candidates being measured
   searched = 0;
   // `edit(request)` may change what Python asks for; `after(n)` is told of each searched kernel.
-  constructor(python, { edit, after, wins = true } = {}) {
-    Object.assign(this, { python, edit, after, wins });
+  // `known(text)` is told what a records service had to say.
+  constructor(python, { edit, after, known, wins = true } = {}) {
+    Object.assign(this, { python, edit, after, known, wins });
   }
   async call(module, name, ...args) {
-    if (name === "step" && this.wins && Array.isArray(args[1].ms)) {
+    if (name === "step" && this.wins && this.numbers && args[1].ms) {
       args[1].ms = this.numbers.map((n) => (n === 1 ? 0.5 : 1));
     }
+    if (name === "step" && "records" in args[1]) this.known?.(args[1].records);
     const value = await this.python.call(module, name, ...args);
-    if (value?.kind === "measure") this.numbers = value.numbers;
+    this.numbers = value?.kind === "measure" ? value.numbers : null;
     if (value?.kind === "searched") await this.after?.(++this.searched);
     if (value?.kind) await this.edit?.(value);
     return value;
@@ -102,7 +106,7 @@ def open_page(browser: Browser, serve_site: Callable[..., str], site: Path) -> I
         asked: list[str] = []
         page.asked = asked  # type: ignore[attr-defined]
         context.on("request", lambda request: asked.append(request.url))
-        page.goto(serve_site(site, csp=STRICT_CSP, **server))
+        page.goto(serve_site(site, **{"csp": STRICT_CSP, **server}))
         return page
 
     yield open_
@@ -266,9 +270,11 @@ def test_pause_resume_and_cancel(open_page: OpenPage) -> None:
       controller.abort();
       const aborted = (await next.finished).stopped;
       answers.push(await t.ask(session, arg[2]));
+      const records = JSON.stringify(await session.records());
       session.release();
       const dead = await t.facts(session.tune());
-      return { twice, paused, resumed, state: tuning.state, report, answers, aborted, dead };
+      const { state } = tuning;
+      return { records, twice, paused, resumed, state, report, answers, aborted, dead };
     """
     found = run(page, body, flat(pixels))
     agree(found["answers"], pixels)
@@ -279,6 +285,8 @@ def test_pause_resume_and_cancel(open_page: OpenPage) -> None:
     assert found["resumed"] == "running"
     assert found["state"] == "cancelled"
     assert found["report"]["stopped"] == "cancelled"
+    schema = json.loads((ROOT / "pywebgpu" / "records.schema.json").read_text())
+    jsonschema.validate(json.loads(found["records"]), schema)
     assert found["aborted"] == "cancelled"
     assert "released" in found["dead"]["what"]
     tuning_workers = [w for w in page.workers if "/tune/" in w.url]
@@ -403,6 +411,69 @@ def test_records_from_elsewhere(open_page: OpenPage) -> None:
     assert "format_version 7" in found["facts"]["got"]
 
 
+def test_a_records_service(open_page: OpenPage, tmp_path: Path) -> None:
+    """On another port, so of another origin. It is told nothing unless the page says so; what two
+    networks have confirmed comes to pages that ask; and where it is not to be reached,
+    tuning goes on without it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    unnamed = open_page()
+    console: list[str] = []
+    named = open_page(csp=STRICT_CSP.replace("connect-src 'self'", f"connect-src 'self' {url}"))
+    database = f"sqlite:///{tmp_path / 'records.db'}"
+    named.on("console", lambda message: console.append(message.text))
+    body = """
+      const session = await t.create("wasm");
+      await t.ask(session, arg.image);
+      const { url, contribute } = arg;
+      let told = () => {};
+      const known = new Promise((resolve) => (told = resolve));
+      const python = new t.Rigged(await t.python(), { known: told });
+      const tuning = await session.tune({ budget: 60, python, records: url, contribute });
+      const heard = JSON.parse(await known);
+      if (!contribute) tuning.cancel();
+      await tuning.finished;
+      const { records } = await session.records();
+      session.release();
+      await t.clearTuning();
+      return { heard: heard.records, records, state: tuning.state };
+    """
+    image = flat(images(1))[0]
+
+    def tuned(page: Page, contribute: bool = False) -> dict[str, Any]:
+        found = run(page, body, {"image": image, "url": url, "contribute": contribute})
+        assert found["state"] == ("done" if contribute else "cancelled")
+        return dict(found)
+
+    def origin(page: Page) -> list[str]:
+        return ["--port", str(port), "--origin", "/".join(page.url.split("/")[:3])]
+
+    with running(database, *origin(named), "--confirmations", "2") as (client, _):
+
+        def contributions() -> int:
+            return int(client.get("health").json()["contributions"])
+
+        assert tuned(unnamed, contribute=True)["heard"] == []
+        assert contributions() == 0, "the page's policy does not name it"
+        assert tuned(named)["heard"] == []
+        assert contributions() == 0, "nobody has asked for it"
+        mine = tuned(named, contribute=True)["records"]
+        assert contributions() == len(mine) > 0, console
+        for network in ("10.0.1.7", "10.0.2.7", "10.0.3.7"):
+            answer = client.post(
+                "v1/records",
+                json={"format_version": 1, "records": mine},
+                headers={"X-Forwarded-For": network},
+            )
+            assert answer.status_code == 201, answer.text
+        heard = tuned(named)["heard"]
+        assert {r["kernel"] for r in heard} == {r["kernel"] for r in mine}, console
+    with running(database, *origin(unnamed), "--confirmations", "2"):
+        assert tuned(named)["heard"] == [], "of an origin that the service does not know"
+
+
 def test_from_python_in_the_page(open_page: OpenPage) -> None:
     """The Python that tunes is the one that asks."""
     page = open_page()
@@ -454,7 +525,7 @@ def digests(text):
                 found.append(hashlib.sha256(module.encode()).hexdigest()[:16])
     for spec in map(spec_from_json, specs["webgpu"]):
         for variant in WGSL_VARIANTS:
-            for knobs in wgsl.space(spec, variant.caps)[:2]:
+            for knobs in wgsl.space(spec, variant.caps):
                 texts = repr(wgsl.render(spec, knobs))
                 found.append(hashlib.sha256(texts.encode()).hexdigest()[:16])
     return found
@@ -463,7 +534,8 @@ ALIKE = ("bert-tiny", "gpt2-tiny", "mobilenet-v2-micro", "resnet-micro", "vit-mi
 
 
 def test_kernels_are_the_same_bytes_in_pyodide(open_page: OpenPage, tmp_path: Path) -> None:
-    """Every candidate of wasm, and of WGSL the first two of each variant, of every kernel."""
+    """Every candidate, of wasm with and without relaxed SIMD and of every variant of WGSL, of every
+    kernel."""
     page = open_page()
     scope: dict[str, Any] = {}
     exec(DIGESTS, scope)

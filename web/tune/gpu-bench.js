@@ -5,10 +5,12 @@ import { block, difference } from "./values.js";
 
 /** @typedef {import("./values.js").Extent} Extent */
 /** @typedef {import("./wasm-bench.js").LoadRequest} LoadRequest */
+/** @typedef {import("./wasm-bench.js").Sample} Sample */
 /** @typedef {{code: string, bindings: [string, number][], grid: number[]}} Pass */
 /** @typedef {{pipeline: GPUComputePipeline, group: GPUBindGroup, grid: number[]}} Dispatch */
 
 const SMALLEST = 16;
+const SAMPLES = 2; // of one request: the tuner compares pairs
 
 export class GpuBench {
   /** @type {GPUDevice | null} */
@@ -50,9 +52,9 @@ export class GpuBench {
     if (!timed) return;
     const { QUERY_RESOLVE, COPY_SRC, COPY_DST, MAP_READ } = GPUBufferUsage;
     this.#clock = {
-      set: device.createQuerySet({ type: "timestamp", count: 2 }),
-      resolved: device.createBuffer({ size: 16, usage: QUERY_RESOLVE | COPY_SRC }),
-      read: device.createBuffer({ size: 16, usage: COPY_DST | MAP_READ }),
+      set: device.createQuerySet({ type: "timestamp", count: 2 * SAMPLES }),
+      resolved: device.createBuffer({ size: 16 * SAMPLES, usage: QUERY_RESOLVE | COPY_SRC }),
+      read: device.createBuffer({ size: 16 * SAMPLES, usage: COPY_DST | MAP_READ }),
     };
   }
 
@@ -218,24 +220,36 @@ export class GpuBench {
     return null;
   }
 
-  /** Milliseconds of `count` runs. @param {{number: number, count: number}} request */
-  async sample({ number, count }) {
+  /** Milliseconds of each sample's runs. @param {{samples: Sample[]}} request */
+  async time({ samples }) {
     const clock = this.#clock;
     if (!clock) {
-      const start = performance.now();
-      this.#device.queue.submit([this.#encode(number, count).finish()]);
-      await this.#device.queue.onSubmittedWorkDone();
-      return performance.now() - start;
+      const found = [];
+      for (const [number, count] of samples) {
+        const start = performance.now();
+        this.#device.queue.submit([this.#encode(number, count).finish()]);
+        await this.#device.queue.onSubmittedWorkDone();
+        found.push(performance.now() - start);
+      }
+      return found;
     }
+    // One round trip for all: it takes longer than a sample.
     const { set, resolved, read } = clock;
-    const writes = { querySet: set, beginningOfPassWriteIndex: 0, endOfPassWriteIndex: 1 };
-    const encoder = this.#encode(number, count, writes);
-    encoder.resolveQuerySet(set, 0, 2, resolved, 0);
-    encoder.copyBufferToBuffer(resolved, 0, read, 0, 16);
-    this.#device.queue.submit([encoder.finish()]);
+    const commands = samples.map(([number, count], i) => {
+      const writes = {
+        querySet: set,
+        beginningOfPassWriteIndex: 2 * i,
+        endOfPassWriteIndex: 2 * i + 1,
+      };
+      return this.#encode(number, count, writes).finish();
+    });
+    const encoder = this.#device.createCommandEncoder();
+    encoder.resolveQuerySet(set, 0, 2 * samples.length, resolved, 0);
+    encoder.copyBufferToBuffer(resolved, 0, read, 0, 16 * samples.length);
+    this.#device.queue.submit([...commands, encoder.finish()]);
     await read.mapAsync(GPUMapMode.READ);
-    const [begin, end] = new BigUint64Array(read.getMappedRange().slice(0));
+    const at = new BigUint64Array(read.getMappedRange().slice(0));
     read.unmap();
-    return Number(end - begin) / 1e6;
+    return samples.map((_, i) => Number(at[2 * i + 1] - at[2 * i]) / 1e6);
   }
 }

@@ -2,6 +2,7 @@
 // worker when a candidate took the old one with it.
 
 /** @typedef {import("./wasm-bench.js").LoadRequest} LoadRequest */
+/** @typedef {import("./wasm-bench.js").Sample} Sample */
 
 const GRACE_MS = 3; // after a run: the next one often follows at once
 const SLICE_MS = 8; // of a first run, and of a large kernel
@@ -231,25 +232,31 @@ export class Bench {
    */
   async measure(numbers) {
     await this.#restore();
-    const found = [];
+    /** @type {Sample[]} */
+    const samples = [];
     for (const number of numbers) {
-      const count = this.#counts.get(number) ?? (await this.#calibrate(number));
-      found.push(((await this.#sample(number, count)) / count) * this.#parts);
+      samples.push([number, this.#counts.get(number) ?? (await this.#calibrate(number))]);
     }
-    return found;
+    const found = await this.#undisturbed(samples);
+    return found.map((ms, i) => (ms / samples[i][1]) * this.#parts);
+  }
+
+  /** @param {Sample} one */
+  async #sample(...one) {
+    return (await this.#undisturbed([one]))[0];
   }
 
   /**
-   * One sample that no run of the page has disturbed.
-   * @param {number} number
-   * @param {number} count
+   * Milliseconds of each sample, one after the other, that no run of the page has disturbed.
+   * @param {Sample[]} samples
+   * @returns {Promise<number[]>}
    */
-  async #sample(number, count) {
-    const message = { number, count, parts: this.#parts };
+  async #undisturbed(samples) {
+    const message = { samples, parts: this.#parts };
     for (let attempt = 0; ; attempt++) {
       await this.turns.idle();
       const { epoch } = this.turns;
-      const ms = await this.#ask("sample", message, this.#limitMs);
+      const ms = await this.#ask("time", message, this.#limitMs);
       if (epoch === this.turns.epoch || attempt >= INTERRUPTIONS) return ms;
     }
   }
@@ -266,7 +273,8 @@ export class Bench {
       for (let i = 0; i < 6; i++) least = Math.min(least, await this.#sample(0, 1));
       this.#parts = Math.max(1, Math.ceil((least * PARTS) / SLICE_MS));
     }
-    let [count, spent] = [1, 0];
+    // Others are expected to be within 16 times of the default.
+    let [count, spent] = [Math.max(1, (this.#counts.get(0) ?? 1) >> 4), 0];
     for (; count < MOST_REPEATS; ) {
       // Twice: one interruption must not make a short kernel look long.
       const took = [await this.#sample(number, count), await this.#sample(number, count)];
@@ -303,7 +311,10 @@ export class Bench {
     await this.#ask("clocks", request, this.#patience);
   }
 
-  /** Milliseconds of one of them. @param {{function: string, args: number[]}} request */
+  /**
+   * Milliseconds of each of some calls of one of them.
+   * @param {{function: string, args: number[], calls: number}} request
+   */
   async clock(request) {
     await this.turns.idle();
     return this.#ask("clock", request, this.#patience);

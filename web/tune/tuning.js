@@ -8,6 +8,7 @@ import { frame, trialFrames } from "../shapes.js";
 import { layout, PARAMS_BASE, WasmHost } from "../wasm.js";
 import { RAISED, offers } from "../webgpu.js";
 import { Bench, CandidateError, Cancelled, Turns } from "./host.js";
+import { RecordsService } from "./service.js";
 
 /** @typedef {import("../bundle.js").Bundle} Bundle */
 /** @typedef {import("../kept.js").Kept} Kept */
@@ -21,6 +22,9 @@ import { Bench, CandidateError, Cancelled, Turns } from "./host.js";
  * @property {number} [budget] seconds of tuning, pauses apart (default 30)
  * @property {(progress: TuneProgress) => void} [onProgress]
  * @property {AbortSignal} [signal] cancels
+ * @property {string | URL} [records] a records service (`pywebgpu records serve`) to ask for what won
+ *   elsewhere; it is told the model's kernels by their hashes
+ * @property {boolean} [contribute] tell it what was measured here (default false)
  * @property {Python} [python] a PythonRuntime to use; by default one is started, and ended after
  */
 /**
@@ -62,6 +66,7 @@ import { Bench, CandidateError, Cancelled, Turns } from "./host.js";
  * @property {Swap[]} swaps
  */
 /** @typedef {{seconds: number, kernels: number, ms: number}} Swap winners in use since, how many; what the swap itself took */
+/** @typedef {{ms?: number | number[], records?: string, error?: string}} Answer to a request of Python's */
 /** @typedef {{bundle: Bundle, kept: Kept, host: () => WasmHost | GpuHost, frame: () => Frame | null}} Seat */
 
 const BUDGET_S = 30;
@@ -82,6 +87,8 @@ export class Tuning {
   #seat;
   #options;
   #clock = new Clock();
+  /** @type {RecordsService | null} */
+  #service;
   /** @type {Bench | null} */
   #bench = null;
   /** @type {() => void} */
@@ -105,6 +112,13 @@ export class Tuning {
     }
     this.#seat = seat;
     this.#options = options;
+    this.#service = options.records ? new RecordsService(options.records) : null;
+    if (options.contribute && !this.#service) {
+      throw new InputError("nobody to contribute to", {
+        where: "tune, contribute",
+        remedy: "Name a records service with `records`.",
+      });
+    }
     this.#cancelled = new Promise((_, reject) => {
       this.#cancel = () => reject(new Cancelled("cancelled"));
     });
@@ -200,7 +214,7 @@ export class Tuning {
     if (this.state === "loading") this.state = "running";
     this.#clock.start();
     try {
-      /** @type {{ms?: number | number[], error?: string}} */
+      /** @type {Answer} */
       let answer = {};
       for (;;) {
         await this.turns.idle();
@@ -219,7 +233,7 @@ export class Tuning {
 
   /**
    * @param {any} request
-   * @returns {Promise<{ms?: number | number[], error?: string}>}
+   * @returns {Promise<Answer>}
    */
   async #carryOut(request) {
     const bench = /** @type {Bench} */ (this.#bench);
@@ -233,6 +247,8 @@ export class Tuning {
         case "device":
           this.caps = request.caps;
           break;
+        case "known":
+          return { records: await this.#service?.winners(request.target, request.kernels) };
         case "load":
           await bench.load(request);
           break;
@@ -253,7 +269,7 @@ export class Tuning {
               ? { ...this.#row(request.row, row.default_knobs), searched: true }
               : row,
           );
-          await this.#keep((kept) => kept.add([request.record]));
+          await this.#keep((kept) => kept.add(JSON.parse(request.records).records));
           break;
         case "swap":
           await this.#swap(request);
@@ -288,6 +304,7 @@ export class Tuning {
       sizes: Object.fromEntries(sizes),
       budget: this.#options.budget ?? BUDGET_S,
       records: JSON.stringify(records),
+      service: this.#service !== null,
       ...(host instanceof WasmHost
         ? { wasm: { relaxed: host.variant.includes("relaxed"), threads: host.memory !== null } }
         : { webgpu: gpuFacts(host) }),
@@ -374,8 +391,11 @@ export class Tuning {
 
   /** @param {any} report @returns {Promise<TuneReport>} */
   async #finish(report) {
-    await this.#keep((kept) => kept.add(JSON.parse(report.records).records));
-    return { ...report, rows: this.rows, swaps: this.swaps };
+    const { records: text, ...rest } = report;
+    const { records } = JSON.parse(text);
+    await this.#keep((kept) => kept.add(records));
+    if (this.#options.contribute) await this.#service?.contribute(records);
+    return { ...rest, rows: this.rows, swaps: this.swaps };
   }
 
   /** @returns {TuneReport} */

@@ -10,6 +10,7 @@ import { block, difference } from "./values.js";
  * @property {number[]} args
  * @property {number} tolerance
  */
+/** @typedef {[number, number]} Sample a candidate's number, and how often it is run */
 /** @typedef {{run: (thread: number, threads: number) => void, memory: WebAssembly.Memory}} Whole */
 /** @typedef {(count: number, thread: number, threads: number) => void} Repeat */
 
@@ -98,14 +99,16 @@ export class WasmBench {
   }
 
   /**
-   * Milliseconds of `count` runs of one part.
-   * @param {{number: number, count: number, parts: number}} request
+   * Milliseconds of each sample's runs of one part.
+   * @param {{samples: Sample[], parts: number}} request
    */
-  sample({ number, count, parts }) {
-    const repeat = /** @type {Repeat} */ (this.#made.get(number));
-    const start = performance.now();
-    repeat(count, 0, parts);
-    return performance.now() - start;
+  time({ samples, parts }) {
+    return samples.map(([number, count]) => {
+      const repeat = /** @type {Repeat} */ (this.#made.get(number));
+      const start = performance.now();
+      repeat(count, 0, parts);
+      return performance.now() - start;
+    });
   }
 
   #output() {
@@ -130,13 +133,15 @@ export class WasmBench {
   }
 
   /**
-   * Milliseconds of one call on one thread.
-   * @param {{function: string, args: number[]}} request
+   * Milliseconds of each of so many calls on one thread.
+   * @param {{function: string, args: number[], calls: number}} request
    */
-  clock({ function: name, args }) {
-    const start = performance.now();
-    this.#clocks[name](0, 1, ...args);
-    return performance.now() - start;
+  clock({ function: name, args, calls }) {
+    return Array.from({ length: calls }, () => {
+      const start = performance.now();
+      this.#clocks[name](0, 1, ...args);
+      return performance.now() - start;
+    });
   }
 
   /** @type {Whole | null} */
