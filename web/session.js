@@ -36,6 +36,7 @@ import { GpuHost } from "./webgpu.js";
 const HOSTS = { webgpu: GpuHost, wasm: WasmHost };
 const FRAMES = 64;
 const REHEARSAL_MS = 20;
+const REHEARSED_MS = 5; // of longer runs JavaScript is a small part
 
 export class InferenceSession {
   /** @type {Host} */
@@ -143,7 +144,7 @@ export class InferenceSession {
     const { run } = this.#prepare(feeds);
     this.#results(run, manifest.outputs.map((_, i) => new ArrayBuffer(outputBytes(manifest, run, i))));
     const start = performance.now();
-    if (this.#host.trialMs > REHEARSAL_MS) return;
+    if (this.#host.trialMs > REHEARSED_MS) return;
     while (performance.now() - start < REHEARSAL_MS) await this.run(feeds);
   }
 

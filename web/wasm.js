@@ -2,7 +2,7 @@
 // never waits. On a cross-origin isolated page several workers share one memory, which this thread
 // reads and writes directly; elsewhere a single worker has its own, and data travel in messages.
 
-import { align, evaluate } from "./dims.js";
+import { align, evaluate, product } from "./dims.js";
 import { DeviceError } from "./errors.js";
 import { relaxedSimd, simd, threadsMissing } from "./features.js";
 import { settle, walk } from "./program.js";
@@ -34,6 +34,7 @@ const WATCH_MS = 1; // so long the page itself looks for a run's end before it w
 const SETTLED_MS = 20;
 const WARMUP_MS = 120;
 const LONGEST_WARMUP_MS = 2000;
+const WARMUP_WORK = 5e8; // products in a trial run at the larger sizes: 0.1 s of unoptimised code
 
 /**
  * Where everything lies for one set of shapes.
@@ -95,7 +96,7 @@ export class WasmHost {
   tuned = false;
   /** What the last run took. */
   lastMs = Infinity;
-  /** What a run at the smallest sizes takes. */
+  /** What a trial run takes. */
   trialMs = Infinity;
   /** Set when no further run is possible. @type {DeviceError | null} */
   dead = null;
@@ -195,8 +196,13 @@ export class WasmHost {
     weights.then(() => (arrived = true), () => {});
     await started;
     // Speed does not depend on the weights' values: the trial runs use the time of their download.
-    const warm = this.#warmUp(trials, () => arrived);
+    const order = trialOrder(manifest, trials);
+    const warm = this.#warmUp(order, () => arrived);
     await Promise.all([weights, warm]);
+    // Once by all threads, which find their processors and the weights: the code is optimised, but
+    // so far the first thread may have run alone. Two on one processor take twice as long.
+    const all = { next: () => ({ threads: this.threads, watch: false }), took: () => {} };
+    if (this.trialMs < WARMUP_MS) await this.run(order[0], this.#zeros(order[0]), all);
     return this;
   }
 
@@ -321,7 +327,9 @@ export class WasmHost {
 
   /**
    * Engines optimise a function after it has run for a while. Run until that shows, so that the
-   * caller's first run is as quick as the later ones; while weights still arrive it costs nothing.
+   * caller's first run is as quick as the later ones. The larger sizes come first: where weights
+   * are there soon, the time is for code that most of the caller's runs will meet. No longer than
+   * needed: on two processors the download waits for every run.
    * @param {Frame[]} trials
    * @param {() => boolean} arrived
    */
@@ -340,12 +348,11 @@ export class WasmHost {
         now = end;
         const spent = now - start;
         if (spent > share * (arrived() ? WARMUP_MS : LONGEST_WARMUP_MS)) break;
-        const [before, after] = [times.slice(-12, -6), times.slice(-6)].map((t) => Math.min(...t));
-        if (spent > share * SETTLED_MS && times.length >= 12 && after > 0.95 * before) break;
+        const [before, after] = [times.slice(-4, -2), times.slice(-2)].map((t) => Math.min(...t));
+        if (spent > share * SETTLED_MS && times.length >= 4 && after > 0.95 * before) break;
       }
       this.trialMs = Math.min(this.trialMs, ...times);
-      // The next one is up to 16 times the work, for a model of sequences.
-      if (16 * Math.min(...times) > WARMUP_MS) return;
+      if (arrived() && performance.now() - start > WARMUP_MS) return;
     }
   }
 
@@ -501,6 +508,21 @@ export class WasmHost {
     this.dead ??= new DeviceError("the session has been released", { where: "wasm" });
     for (const reject of this.onDeath.splice(0)) reject(this.dead);
   }
+}
+
+/**
+ * Of the frames of `trialFrames` those that warm-up takes, the larger sizes first. How much work
+ * those are is not known before: at most every weight at every position of an input, roughly.
+ * @param {Pick<Manifest, "inputs" | "weights">} manifest
+ * @param {Frame[]} trials
+ */
+export function trialOrder({ inputs, weights }, trials) {
+  const positions = (/** @type {Frame} */ { sizes }) =>
+    inputs.map(({ shape }) =>
+      product(shape.map((dim) => (typeof dim === "number" ? 1 : evaluate(dim, sizes)))),
+    );
+  const most = (4 * WARMUP_WORK) / weights.bytes;
+  return trials.filter((trial, i) => !i || Math.max(...positions(trial)) <= most).reverse();
 }
 
 /** Sizes of an empty run: what the weights alone need. @param {Manifest} manifest @returns {Frame} */

@@ -1,9 +1,11 @@
 """Attention: softmax(q k^T) v without the q_len x kv_len matrix (flash, with online softmax).
 
-Three forms. `Tiles`: a workgroup walks the keys for a block of queries, both products by register
+Four forms. `Tiles`: a workgroup walks the keys for a block of queries, both products by register
 tiles from workgroup memory. `Flash`: the same with few queries and keys a thread, which may read
-them where they lie. `Decode`: a workgroup has one query; its threads divide the keys. In the first
-and the last, workgroups may divide the keys too; a second pass brings their parts together.
+them where they lie. `Decode`: a workgroup has one query; its threads divide the keys. In `Tiles`
+and `Decode`, workgroups may divide the keys too; a second pass brings their parts together.
+`Direct`: a thread has one query and nothing is shared, for adapters that run shaders on the CPU,
+where code with barriers takes ten times as long to compile.
 """
 
 from __future__ import annotations
@@ -60,11 +62,24 @@ class Decode:
     splits: int = 1
 
 
-Kinds = Flash | Tiles | Decode
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """Knobs. `group` queries in a workgroup."""
+
+    group: int
+
+    @property
+    def threads(self) -> int:
+        return self.group
+
+
+Kinds = Flash | Tiles | Decode | Direct
 
 
 def Knobs(**fields: int | bool) -> Kinds:  # the family has several kinds of knobs
     """Knobs from their JSON form."""
+    if "group" in fields:
+        return Direct(**fields)
     kind = Decode if "threads" in fields else Tiles if "dc" in fields else Flash
     return kind(**fields)  # type: ignore[arg-type]
 
@@ -157,6 +172,25 @@ class DecodeFields:
     masked_row: str
 
 
+@dataclass(frozen=True, slots=True)
+class DirectFields:
+    """What the direct template sees."""
+
+    head: str
+    group: int
+    d4: int
+    v4: int
+    batch: str
+    heads: int
+    repeat: int
+    q_len: str
+    kv_len: str
+    scale: str
+    causal: bool
+    bias: bool
+    masked_row: str
+
+
 def _v_columns(threads_across: int, v_dim: int) -> int:
     return (v_dim + 4 * threads_across - 1) // (4 * threads_across)
 
@@ -164,6 +198,8 @@ def _v_columns(threads_across: int, v_dim: int) -> int:
 def _storage(spec: Attention, k: Kinds) -> int:
     """Bytes of workgroup memory."""
     d4, v4 = -(-spec.head_dim // 4), -(-spec.v_dim // 4)
+    if isinstance(k, Direct):
+        return 0
     if isinstance(k, Decode):
         return 16 * d4 + 20 * k.threads
     if isinstance(k, Tiles):
@@ -189,10 +225,11 @@ _TILES = (
 def space(spec: Attention, caps: WgslCaps) -> list[Kinds]:
     """Small blocks of many threads first, since they fill a device with few heads and queries; one
     query at a time where there are few queries. In the order of what `tests.bench.candidates`
-    measured on an H100 in Chromium."""
+    measured on an H100 in Chromium. On a CPU a query per thread."""
+    alone: list[Kinds] = [Direct(n) for n in (16, 64)] if caps.emulated else []
     flash, decode = _flash(spec, caps), _decode(spec, caps)
     if isinstance(spec.q_len, int) and spec.q_len <= 4:
-        return [*decode, *flash[:6]]
+        return [*alone, *decode, *flash[:6]]
     through = [k for k in flash if k.staged]
     through.sort(key=lambda k: (k.bq > 16, k.threads < 64, -k.threads))
     direct = [k for k in flash if not k.staged]
@@ -200,7 +237,9 @@ def space(spec: Attention, caps: WgslCaps) -> list[Kinds]:
     # A CPU switches threads at every barrier, and takes long to compile.
     tiles = [] if caps.emulated else _tiles(spec, caps)
     whole = [k for k in decode if k.splits == 1]
-    return [*through[: 4 if tiles else 10], *tiles[:12], *direct[: 4 if tiles else 6], *whole[:2]]
+    if tiles:
+        return [*through[:4], *tiles[:12], *direct[:4], *whole[:2]]
+    return [*alone, *through[:10], *direct[:6], *whole[:2]]
 
 
 def _fits(spec: Attention, k: Kinds, caps: WgslCaps) -> bool:
@@ -255,6 +294,14 @@ def _some_keys(spec: Attention, k: Tiles | Decode, least: int) -> bool:
     return k.splits == 1 or not isinstance(spec.kv_len, int) or spec.kv_len >= k.splits * least
 
 
+_TEMPLATES = {
+    Flash: "attention",
+    Tiles: "attention_tiles",
+    Decode: "attention_decode",
+    Direct: "attention_direct",
+}
+
+
 def render(spec: Attention, knobs: Kinds) -> WgslKernel:
     module = Module(spec.operands, spec.output, spec.n_args)
     for operand, (name, view, size) in enumerate(
@@ -267,15 +314,14 @@ def render(spec: Attention, knobs: Kinds) -> WgslKernel:
     if spec.bias is not None:
         params = {sc.axis(i): (name, "i32") for i, name in enumerate("bhij")}
         module.function("bias_at", params, spec.bias)
-    split = not isinstance(knobs, Flash) and knobs.splits > 1
+    split = isinstance(knobs, Tiles | Decode) and knobs.splits > 1
     if split:
         module.scratch.append(("partial_rows", "vec4<f32>"))
     else:
         _define_put(module, spec)
     rows = fold_grid(_workgroups(spec, knobs) * _parts(spec, knobs))
     fields = _fields(spec, knobs, module, split)
-    template = {Flash: "attention", Tiles: "attention_tiles", Decode: "attention_decode"}
-    first = module.dispatch(template[type(knobs)], fields, rows, with_output=not split)
+    first = module.dispatch(_TEMPLATES[type(knobs)], fields, rows, with_output=not split)
     name = f"attention_{_name(knobs)}"
     if not split:
         return WgslKernel(name, (first,), (), module.features())
@@ -298,19 +344,23 @@ def _define_put(module: Module, spec: Attention) -> None:
 
 def _workgroups(spec: Attention, knobs: Kinds) -> Dim:
     """Of one part of the keys."""
+    if isinstance(knobs, Direct):
+        return ceildiv(spec.batch * spec.heads * spec.q_len, knobs.group)
     blocks = spec.q_len if isinstance(knobs, Decode) else ceildiv(spec.q_len, knobs.bq)
     return spec.batch * spec.heads * blocks
 
 
 def _parts(spec: Attention, knobs: Kinds) -> Dim:
     """Into how many parts the keys are cut."""
-    if isinstance(knobs, Flash):
+    if isinstance(knobs, Flash | Direct):
         return 1
     most = ceildiv(spec.kv_len, knobs.threads if isinstance(knobs, Decode) else knobs.bk)
     return parts(knobs.splits, _workgroups(spec, knobs), most)
 
 
 def _name(knobs: Kinds) -> str:
+    if isinstance(knobs, Direct):
+        return f"direct_{knobs.group}"
     if isinstance(knobs, Flash):
         return f"{knobs.bq}x{knobs.bk}_{knobs.tq}x{knobs.tk}{'s' if knobs.staged else ''}"
     split = f"_split{knobs.splits}" if knobs.splits > 1 else ""
@@ -321,7 +371,7 @@ def _name(knobs: Kinds) -> str:
 
 def _fields(
     spec: Attention, knobs: Kinds, module: Module, split: bool
-) -> FlashFields | TilesFields | DecodeFields:
+) -> FlashFields | TilesFields | DecodeFields | DirectFields:
     d4, v4 = -(-spec.head_dim // 4), -(-spec.v_dim // 4)
     common: dict[str, Any] = {
         "batch": dim_text(spec.batch), "heads": spec.heads, "repeat": spec.heads // spec.kv_heads,
@@ -331,6 +381,8 @@ def _fields(
         "masked_row": _masked_row(spec, module), "d4": d4, "v4": v4,
     }  # fmt: skip
     common["head"] = module.head(with_output=not split)
+    if isinstance(knobs, Direct):
+        return DirectFields(group=knobs.group, **common)
     if isinstance(knobs, Flash):
         across = knobs.bk // knobs.tk
         return FlashFields(

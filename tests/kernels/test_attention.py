@@ -14,9 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pywebgpu.codegen import scalar as sc
+from pywebgpu.codegen import wgsl
+from pywebgpu.codegen.caps import WgslCaps
 from pywebgpu.codegen.dims import symbol
 from pywebgpu.codegen.scalar import Op, Scalar
 from pywebgpu.codegen.spec import Attention, Storage, View
+from pywebgpu.codegen.wgsl.attention import Direct
 from tests.kernels.harness import check, executors, some, space
 
 F32 = Storage.F32
@@ -111,6 +114,22 @@ def test_sizes(executor: str, sizes: str, causal: bool, dynamic: bool) -> None:
 def test_bias(executor: str, bias: str, zero: bool) -> None:
     for pick, sizes in enumerate(["small", "grouped", "odd", "decode"]):
         check_attention(executor, SIZES[sizes], zero=zero, bias=bias, pick=pick)
+
+
+@pytest.mark.wgpu
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("sizes", list(SIZES))
+def test_one_query_per_thread_for_adapters_in_software(sizes: str, causal: bool) -> None:
+    for zero, bias, inside in [(False, "mask", True), (True, "computed", False)]:
+        made = make(SIZES[sizes], causal, zero, bias, causal, inside)
+        spec, operands, args, count = made
+        candidates = wgsl.space(spec, WgslCaps(emulated=True))[:2]
+        assert all(isinstance(knobs, Direct) for knobs in candidates)
+        check("wgpu", spec, operands, args, count, rtol=1e-4, atol=3e-5, candidates=candidates)
+        for knobs in candidates:  # barriers are what makes such adapters slow to compile
+            code = wgsl.render(spec, knobs).passes[0].code
+            assert "workgroupBarrier" not in code
+            assert "var<workgroup>" not in code
 
 
 @pytest.mark.parametrize("executor", executors())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -59,6 +61,30 @@ def test_serves_files_with_types_that_browsers_accept(site: Path) -> None:
         assert get(server.url, "/a.js?v=1#x")[2] == b"content of a.js"
         assert get(server.url, "/a.js", "HEAD")[2] == b""
         assert get(server.url, "/assets")[0] == 301
+
+
+def test_files_of_any_size_on_one_connection_without_waiting_for_acknowledgements(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = os.urandom(3_000_001)
+    (site / "large.bin").write_bytes(large)
+    served: list[tuple[socket.socket, Any]] = []
+    with SiteServer(site) as server:
+        accept = server._server.get_request
+
+        def get_request() -> tuple[socket.socket, Any]:
+            served.append(accept())
+            return served[-1]
+
+        monkeypatch.setattr(server._server, "get_request", get_request)
+        parts = urlsplit(server.url)
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
+        for path, content in [("/a.js", b"content of a.js"), ("/large.bin", large)] * 2:
+            connection.request("GET", path)
+            assert connection.getresponse().read() == content
+        ((accepted, _),) = served
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        connection.close()
 
 
 @pytest.mark.parametrize("isolation", [True, False])

@@ -302,3 +302,22 @@ def test_trial_sizes(open_page: OpenPage) -> None:
         [{"batch": 1}, {"batch": 4}],
         [{"batch": 1, "sequence": 1}, {"batch": 1, "sequence": 16}],
     ]
+
+
+@pytest.mark.parametrize(("weights", "order"), [(90 << 20, [16, 1]), (500 << 20, [1])])
+def test_warm_up_begins_with_the_larger_sizes_unless_they_are_long_work(
+    open_page: OpenPage, weights: int, order: list[int]
+) -> None:
+    sequences = run(
+        open_page(),
+        """const { trialFrames } = await import("./web/shapes.js");
+        const { trialOrder } = await import("./web/wasm.js");
+        const inputs = [{ shape: ["batch", "sequence"] }];
+        const none = { outputs: [], buffers: [], slots: [], program: [], checks: [] };
+        const sizes = { symbols: ["batch", "sequence"], weights: { bytes: arg } };
+        const manifest = { ...none, inputs, ...sizes };
+        const frames = trialOrder(manifest, trialFrames(manifest));
+        return frames.map(({ sizes }) => sizes.get("sequence"));""",
+        weights,
+    )
+    assert sequences == order
