@@ -78,17 +78,18 @@ fn to_i32(x: f32) -> i32 {
   let whole = i32(clamp(select(x, 0.0f, is_nan(x)), -2147483648.0f, 2147483520.0f));
   return select(whole, 2147483647, x >= 2147483648.0f);
 }"""),
+    # SwiftShader takes minutes to compile this with a few selects or a conversion to i32 more.
     "pow_f32": (("is_nan", "is_inf", "bits_to_f32"), """\
 fn pow_f32(x: f32, y: f32) -> f32 {
   // WGSL's pow is defined for x >= 0 only.
   let limit = bits_to_f32(select(0u, 0x7f800000u, y < 0.0f));
-  let size = select(pow(abs(x), y), limit, x == 0.0f);
+  let size = select(select(pow(abs(x), y), limit, x == 0.0f), 1.0f, abs(x) == 1.0f);
+  let half = y * 0.5f;
   let whole = floor(y) == y;
-  let odd = whole && abs(y) < 16777216.0f && (i32(clamp(y, -16777216.0f, 16777216.0f)) & 1) == 1;
-  let below = bitcast<u32>(x) >= 0x80000000u;
-  var r = select(size, -size, below && odd);
+  let odd = whole && floor(half) != half;
+  let sign = select(0u, bitcast<u32>(x) & 0x80000000u, odd);
+  var r = bitcast<f32>(bitcast<u32>(size) | sign);
   r = select(r, bits_to_f32(0x7fc00000u), x < 0.0f && !whole && !is_inf(x));
-  r = select(r, 1.0f, abs(x) == 1.0f && !is_nan(y) && (x > 0.0f || (whole && !odd)));
   r = select(r, x + y, is_nan(x) || is_nan(y));
   return select(r, 1.0f, y == 0.0f || x == 1.0f);
 }"""),

@@ -38,9 +38,6 @@ ROOT = Path(__file__).parents[2]
 WORK = ROOT / "build" / "conformance"
 AHEAD = 24
 """Cases that are compiled before the page asks for them."""
-SECONDS_PER_CASE = 60
-SECONDS_PER_NETWORK = 300
-"""For the light models, of up to 144 million weights."""
 ON_CPU = "partly on the CPU"
 """The reason of cases that passed with ONNX Runtime Web's CPU fallback only."""
 
@@ -214,10 +211,9 @@ def unpacked(tensor: Sequence[Any]) -> np.ndarray[Any, Any]:
 
 def _judge(browser: Chromium, name: str, job: Job, target: Target) -> Verdict:
     case = collect()[name]
-    seconds = SECONDS_PER_NETWORK if case.kind == "light" else SECONDS_PER_CASE
     for attempt in range(2):  # what went before may have brought the browser down
         try:
-            return _verdict(case, browser.ask(job, seconds), target)
+            return _verdict(case, browser.ask(job, case.seconds), target)
         except BrowserGone as error:
             if attempt:
                 return "failed", one_line(error)

@@ -56,6 +56,11 @@ class Case:
     load: Callable[[], onnx.ModelProto]
     data: Callable[[], list[tuple[list[Any], list[Any]]]]
 
+    @property
+    def seconds(self) -> int:
+        """What an executor may take; the light models have up to 144 million weights."""
+        return 600 if self.kind == "light" else 60
+
 
 def _arrays(folder: Path, stem: str, ports: Any) -> list[Any]:
     files = sorted(folder.glob(f"{stem}_*.pb"), key=lambda p: int(p.stem.rsplit("_", 1)[1]))
