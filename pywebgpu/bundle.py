@@ -269,6 +269,7 @@ def _port_json(port: Port) -> dict[str, Any]:
         "shape": [dim_json(d) for d in port.shape],
         "storage": port.storage.value,
         "buffer": port.buffer,
+        **({} if port.limits is None else {"limits": list(port.limits)}),
     }
 
 
@@ -549,7 +550,8 @@ def _plan_from_json(data: dict[str, Any], specs: dict[str, tuple[Any, ...]]) -> 
     def port(item: dict[str, Any]) -> Port:
         shape = tuple(dim_from_json(d) for d in item["shape"])
         storage = Storage(item["storage"])
-        return Port(item["name"], DType(item["dtype"]), shape, storage, item["buffer"])
+        limits = tuple(item["limits"]) if "limits" in item else None
+        return Port(item["name"], DType(item["dtype"]), shape, storage, item["buffer"], limits)
 
     def buffer(item: dict[str, Any]) -> Buffer:
         if "weight" in item:

@@ -20,6 +20,7 @@ from .graph import INTERNAL, DType, Graph, Node
 from .infer import Problems
 from .load import Source, load_leniently
 from .passes.pipeline import optimise
+from .passes.ranges import fit_integers
 from .specialise import deciding_inputs
 
 BINDING_LIMIT = 128 * 2**20
@@ -103,6 +104,10 @@ def check(
     opsets = {**graph.opsets, "": problems.opset}
     refusals = {id(node): _refusal(node, error) for node, error in problems.unsupported}
     if not problems.unsupported:
+        try:
+            fit_integers(graph)
+        except UnsupportedError as beyond:
+            refusals[0] = _refused_at(beyond, graph.name)
         optimise(graph)
         for node in graph.nodes:
             reason = supported(node)
@@ -152,9 +157,13 @@ def _try_to_lower(graph: Graph) -> dict[int, Refusal]:
     try:
         lower(graph)
     except PywebgpuError as error:
-        where = error.where or graph.name
-        return {0: Refusal(where, where.split(" ")[0], error.what, error.remedy)}
+        return {0: _refused_at(error, graph.name)}
     return {}
+
+
+def _refused_at(error: PywebgpuError, name: str) -> Refusal:
+    where = error.where or name
+    return Refusal(where, where.split(" ")[0], error.what, error.remedy)
 
 
 def _port(graph: Graph, name: str) -> PortInfo:
@@ -196,7 +205,13 @@ def _remarks(graph: Graph) -> list[str]:
     remarks = []
     for name in graph.inputs:
         dtype = graph.types[name].dtype
-        if dtype in _NARROWED:
+        if name in graph.limits:
+            low, high = graph.limits[name]
+            remarks.append(
+                f"input '{name}' is {dtype.value}: its values must be {low} to {high}, so that "
+                "what is computed from them fits 32 bits, which is checked"
+            )
+        elif dtype in _NARROWED:
             remarks.append(
                 f"input '{name}' is {dtype.value}: its values must fit 32 bits, which is checked"
             )

@@ -21,6 +21,7 @@ from .lower.fuse import fuse
 from .lower.values import Emitted
 from .memory import Memory, plan_memory
 from .passes.pipeline import optimise
+from .passes.ranges import fit_integers
 from .passes.siblings import merge_siblings
 from .passes.twins import merge_twins
 from .plan import Buffer, Plan, Port, SlotBuffer, Step, WeightBuffer
@@ -66,6 +67,7 @@ def compile_model(
     if isinstance(model, Graph) and values:
         raise InputError("inputs can be fixed only while a model is read", where="values")
     graph = model if isinstance(model, Graph) else load(model, fixed=values)
+    fit_integers(graph)
     say("optimising")
     optimise(graph)
     # Each looks for what the one before has made.
@@ -154,5 +156,6 @@ def _ports(
     for name, buffer in zip(names, buffers, strict=True):
         type_ = graph.types[name]
         storage = lowering.buffers[buffer].storage
-        ports.append(Port(name, type_.dtype, type_.shape, storage, buffer))
+        limits = graph.limits.get(name) if names is graph.inputs else None
+        ports.append(Port(name, type_.dtype, type_.shape, storage, buffer, limits))
     return tuple(ports)

@@ -167,6 +167,8 @@ class Graph:
     checks: list[SizeCheck] = field(default_factory=list)
     counted: dict[str, Dim] = field(default_factory=dict)
     """Sizes that only a run finds out, and the most they can be. Bodies share their graph's."""
+    limits: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Inputs whose integers must lie between two numbers, for what is computed from them to fit."""
     _counter: int = 0
 
     def fresh(self, stem: str) -> str:

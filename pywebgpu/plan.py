@@ -30,6 +30,8 @@ class Port:
     shape: Shape
     storage: Storage
     buffer: int
+    limits: tuple[int, int] | None = None
+    """Of an input: what its integers must lie between, if that is not all that 32 bits hold."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import { violation } from "./schema.js";
  * @property {Dim[]} shape
  * @property {Storage} storage
  * @property {number} buffer
+ * @property {[number, number]} [limits] of an input's integers
  */
 /** @typedef {{weight: number, bytes: number}} WeightBuffer */
 /** @typedef {{slot: number, bytes: Dim}} SlotBuffer */

@@ -154,7 +154,7 @@ export class InferenceSession {
     const inputs = this.#bundle.manifest.inputs.map((port) => {
       const feed = feeds[port.name];
       if (feed instanceof GpuTensor) return this.#resident(feed, port);
-      return pack(feed, port.storage, `input "${port.name}"`);
+      return pack(feed, port);
     });
     return { run, inputs };
   }
@@ -200,7 +200,7 @@ export class InferenceSession {
         const expected = this.inputNames.join(", ");
         throw new InputError("the model has no such input", { where: "upload", got: name, expected });
       }
-      const data = pack(tensor, port.storage, `input "${name}"`);
+      const data = pack(tensor, port);
       const buffer = memory.take(data.byteLength);
       if (data.byteLength) memory.write(buffer, data);
       return [name, new GpuTensor(device, buffer, tensor.type, tensor.dims, port.storage, true)];

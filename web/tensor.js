@@ -141,15 +141,15 @@ function fromList(kind, list) {
 }
 
 /**
- * The tensor's elements as a buffer of `storage` holds them. Shares memory with it where it can.
+ * The tensor's elements as a port's buffer holds them. Shares memory with it where it can.
  * @param {Tensor} tensor
- * @param {Storage} storage
- * @param {string} where for messages
+ * @param {import("./bundle.js").Port} port
  * @returns {Packed}
  */
-export function pack(tensor, storage, where) {
+export function pack(tensor, { name, storage, limits }) {
   const { type, data } = tensor;
-  if (storage === "i32") return packIntegers(data, type, where);
+  const where = `input "${name}"`;
+  if (storage === "i32") return packIntegers(data, type, where, limits);
   const half = type === "float16";
   if (storage === "f16") {
     if (half) return new Uint16Array(data.buffer, data.byteOffset, data.length);
@@ -189,17 +189,19 @@ function narrowed(data, packed, isInfinite, type, where) {
  * @param {any} data
  * @param {DataType} type
  * @param {string} where
+ * @param {[number, number]} [limits] for what the model computes from them to fit 32 bits
  */
-function packIntegers(data, type, where) {
-  if (data instanceof Int32Array) return data;
+function packIntegers(data, type, where, limits) {
+  if (data instanceof Int32Array && !limits) return data;
   if (type === "bool") return Int32Array.from(data, (v) => (v ? 1 : 0));
   const packed = new Int32Array(data.length);
-  const [low, high] = RANGES[type] ?? [-(2 ** 31), 2 ** 31 - 1];
+  const [low, high] = limits ?? RANGES[type] ?? [-(2 ** 31), 2 ** 31 - 1];
   for (let i = 0; i < data.length; i++) {
     const value = Number(data[i]);
     packed[i] = value;
     if (!(value >= low && value <= high)) {
-      throw new InputError(`the value does not fit ${RANGES[type] ? type : "32 bits"}`, {
+      const fits = limits ? "32 bits after what the model does with it" : "32 bits";
+      throw new InputError(`the value does not fit ${RANGES[type] ? type : fits}`, {
         where: `${where}, element ${i}`,
         got: data[i],
         expected: `${low} to ${high}`,

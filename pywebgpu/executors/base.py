@@ -207,12 +207,14 @@ def to_storage(port: Port, array: Array) -> Array:
     """
     dtype = _STORAGE[port.storage]
     packed = port.dtype.ml_dtype is not None
-    if port.storage is Storage.I32 and array.dtype != dtype and (packed or array.itemsize >= 4):
-        low, high = (port.dtype if packed else DType.I32).limits
+    wide = array.dtype != dtype and (packed or array.itemsize >= 4)
+    if port.storage is Storage.I32 and (wide or port.limits):
+        low, high = port.limits or (port.dtype if packed else DType.I32).limits
         if array.size and (int(array.min()) < low or int(array.max()) > high):
             worst = int(array.max()) if int(array.max()) > high else int(array.min())
+            fits = "32 bits after what the model does with it" if port.limits else "32 bits"
             raise InputError(
-                f"a value does not fit {port.dtype.value if packed else '32 bits'}",
+                f"a value does not fit {port.dtype.value if packed else fits}",
                 where=f"input {port.name!r}",
                 got=worst,
                 expected=f"{low}..{high}",

@@ -213,8 +213,6 @@ def _binary(lw: Lowering, node: Node) -> Value:
         # Signed comparison orders unsigned numbers once the top bit is flipped.
         signed = compute
         compute = lambda p, q: signed(_flip(p), _flip(q))  # noqa: E731
-    if node.op == "Div" and x.dtype is not DType.U32 and not x.dtype.is_float:
-        return lw.pointwise(dtype, shape, lambda p, q: narrow(compute(p, q), dtype), x, y)
     return lw.pointwise(dtype, shape, lambda p, q: narrow(compute(p, q), dtype), x, y)
 
 

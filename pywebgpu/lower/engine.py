@@ -327,12 +327,11 @@ class Lowering:
     def constant(self, array: Array, dtype: DType, name: str = "") -> Value:
         """Equal elements become a literal; others a weight buffer once they are read."""
         shape: tuple[Dim, ...] = tuple(int(s) for s in array.shape)
-        kind = scalar_type(dtype)
         value = Value(dtype, shape, lambda c: sc.const(0), name, constant=array)
         first = array.ravel()[0] if array.size else 0
         same = array.size <= 1 or bool((array == first).all())
         if array.size == 0 or same:
-            literal = _literal(first, kind)
+            literal = _literal(first, dtype)
             value.read = lambda c: literal
             return value
 
@@ -896,12 +895,16 @@ def stored(value: Scalar, storage: Storage) -> Scalar:
     return convert(value, storage.type)
 
 
-def _literal(value: Any, kind: Type) -> Scalar:
+def _literal(value: Any, dtype: DType) -> Scalar:
+    """A constant element. Integers beyond 32 bits are left only where the nearest number of 32 bits
+    does as well (`passes.ranges`)."""
+    kind = scalar_type(dtype)
     if kind is Type.BOOL:
         return sc.const(bool(value))
     if kind is Type.F32:
         return sc.const(float(value), Type.F32)
-    return sc.const(int(np.clip(int(value), -(2**31), 2**32 - 1)), Type.I32)
+    high = DType.U32.limits[1] if dtype is DType.U32 else 2**31 - 1
+    return sc.const(min(max(int(value), -(2**31)), high), Type.I32)
 
 
 def refuse_unsupported(graph: Graph) -> None:

@@ -92,7 +92,7 @@ def test_conversions(
         f"""const {{ pack, unpack }} = await import("./web/tensor.js");
         const [type, storage] = arg;
         const tensor = new t.Tensor(type, {data});
-        const packed = pack(tensor, storage, "input");
+        const packed = pack(tensor, {{ name: "x", storage }});
         const back = unpack(packed.slice().buffer, storage, type, tensor.dims);
         return [[...packed], packed.constructor.name, [...back.data].map(Number)];""",
         [type_, storage],
@@ -128,7 +128,7 @@ def test_numbers_beyond_what_is_stored_are_refused(
         f"""const {{ pack }} = await import("./web/tensor.js");
         const [type, storage] = arg;
         const tensor = new t.Tensor(type, [{number}]);
-        return await t.facts((async () => pack(tensor, storage, "x"))());""",
+        return await t.facts((async () => pack(tensor, {{ name: "x", storage }}))());""",
         [type_, storage],
     )
     if fits:
