@@ -602,8 +602,9 @@ def _div(s: _Site) -> list[Interval]:
     a, b = s.inputs
     both = a.hull(b)
     if b.low <= 0 <= b.high:
-        # Integers: at least 1 in size, and the quotient of 0 is 0 here.
-        return [both.of(-a.size, a.size)] if s.whole else [replace(ANY, sources=both.sources)]
+        # Integers: at least 1 in size, and what is divided by 0 becomes 0 here.
+        low = 0 if min(a.low, b.low) >= 0 else -a.size
+        return [both.of(low, a.size)] if s.whole else [replace(ANY, sources=both.sources)]
     corners = [_quotient(x, y, s.whole) for x in (a.low, a.high) for y in (b.low, b.high)]
     return [both.of(*corners, 0)]
 
@@ -692,6 +693,8 @@ def _risen(op: str, x: float) -> float:
 @_rule("Pow")
 def _pow(s: _Site) -> list[Interval]:
     a, b = s.inputs
+    if s.whole and s.graph.types[s.node.inputs[1]].dtype.is_float:
+        return [a.of(LOW, HIGH)]  # a float made an integer, which stops at the ends
     top = _power(max(a.size, 1), b.high)
     return [a.hull(b).of(-top if a.low < 0 else 0, top)]
 

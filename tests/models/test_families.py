@@ -2,15 +2,16 @@
 PyTorch's own answers to the inputs of the export, native ONNX Runtime's at other sizes, and their
 kernel counts, which may only fall.
 
-A sample runs always; the others with `-m slow` or where PYWEBGPU_ALL_FAMILIES is set, since to
-export and to try them all takes some ten minutes.
+A sample runs always. All of them, which takes an hour, or half a minute each:
+
+    PYWEBGPU_ALL_FAMILIES=1 python -m pytest tests/models/test_families.py [-k "vit and wasmtime"]
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -155,18 +156,9 @@ IN_BROWSER = (
 )
 
 
-def _marked(fast: set[str]) -> list[Any]:
-    slow = pytest.mark.slow
-    return [pytest.param(n, marks=() if n in fast else slow, id=n) for n in STEPS]
-
-
-@pytest.fixture(autouse=True)
-def _asked(request: pytest.FixtureRequest) -> None:
-    """Skip what is slow unless somebody asks for it."""
-    slow = request.node.get_closest_marker("slow") is not None
-    asked = "slow" in str(request.config.getoption("-m")) or os.environ.get("PYWEBGPU_ALL_FAMILIES")
-    if slow and not asked:
-        pytest.skip("the slow ones are not asked for")
+def _chosen(fast: set[str], every: Iterable[str] = STEPS) -> list[str]:
+    asked = os.environ.get("PYWEBGPU_ALL_FAMILIES")
+    return [name for name in every if asked or name in fast]
 
 
 def _path(name: str) -> str:
@@ -230,20 +222,20 @@ def _compare(name: str, provider: str) -> None:
                 _assert_close(got, want, port)
 
 
-@pytest.mark.parametrize("name", _marked(FAST))
+@pytest.mark.parametrize("name", _chosen(FAST))
 def test_kernel_count(name: str) -> None:
     plan = _compiled(name).plan
     kinds = Counter(family(plan.kernels[step.kernel]) for step in plan.steps)
     assert len(plan.steps) <= STEPS[name], dict(kinds)
 
 
-@pytest.mark.parametrize("name", _marked(FAST))
+@pytest.mark.parametrize("name", _chosen(FAST))
 def test_on_wasmtime(name: str) -> None:
     _compare(name, "wasm")
     record_executor("wasmtime")
 
 
-@pytest.mark.parametrize("name", _marked(FAST_ON_GPU))
+@pytest.mark.parametrize("name", _chosen(FAST_ON_GPU))
 def test_on_wgpu(name: str) -> None:
     _compare(name, "webgpu")
     record_executor("wgpu")
@@ -261,7 +253,7 @@ def chromium(
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("name", [p for p in _marked(FAST_IN_BROWSER) if p.values[0] in IN_BROWSER])
+@pytest.mark.parametrize("name", _chosen(FAST_IN_BROWSER, IN_BROWSER))
 def test_in_browser(chromium: tuple[str, Chromium], name: str) -> None:
     provider, page = chromium
     _path(name)

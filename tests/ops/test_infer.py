@@ -130,13 +130,13 @@ def test_light_models_agree_with_onnx(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONVERTED, ids=lambda p: p.parent.name)
 def test_converted_models(path: Path) -> None:
-    """Outputs as the files record them."""
+    """Outputs as the files record them; of those refused, that this is on purpose."""
     try:
         graph = load(path)
     except UnsupportedError as error:
-        if not any(text in str(error) for text in REFUSED):
-            raise
-        pytest.skip(error.what)
+        if any(text in str(error) for text in REFUSED):
+            return
+        raise
     for info in onnx.load(str(path)).graph.output:
         dims = [d.dim_value for d in info.type.tensor_type.shape.dim]
         ours = graph.types[info.name]
