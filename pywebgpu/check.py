@@ -146,8 +146,8 @@ def _label(node: Node) -> str:
 
 
 def _refusal(node: Node, error: UnsupportedError) -> Refusal:
-    reason = error.what if error.got is None else f"{error.what} (got {error.got})"
-    return Refusal(error.where or node.where(), node.op, reason, error.remedy)
+    refusal = _refused_at(error, node.where())
+    return dataclasses.replace(refusal, op=node.op)
 
 
 def _try_to_lower(graph: Graph) -> dict[int, Refusal]:
@@ -163,7 +163,8 @@ def _try_to_lower(graph: Graph) -> dict[int, Refusal]:
 
 def _refused_at(error: PywebgpuError, name: str) -> Refusal:
     where = error.where or name
-    return Refusal(where, where.split(" ")[0], error.what, error.remedy)
+    reason = error.what if error.got is None else f"{error.what} (got {error.got})"
+    return Refusal(where, where.split(" ")[0], reason, error.remedy)
 
 
 def _port(graph: Graph, name: str) -> PortInfo:

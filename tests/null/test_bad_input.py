@@ -82,6 +82,25 @@ def node(op: str, shape: tuple[int, ...] = (3, 3), **options: str) -> bytes:
     return small_model(nodes, shape, **{"my.domain": 1}).SerializeToString()
 
 
+def wide(*shape: int) -> bytes:
+    """A model of an input of that shape."""
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in "xy"]
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])], "wide", ports[:1], ports[1:]
+    )
+    opsets = [helper.make_opsetid("", 20)]
+    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString())
+
+
+def integers_beyond() -> bytes:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["i", "i"], ["j"], name="my node"),
+        helper.make_node("Cast", ["j"], ["y"], to=TensorProto.FLOAT),
+    ]
+    return bytes(small_model(nodes).SerializeToString())
+
+
 BAD_MODELS: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
     "empty": (lambda: b"", ()),
     "text": (lambda: b"<!doctype html><title>404</title>", ()),
@@ -99,6 +118,40 @@ BAD_MODELS: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
         lambda: small_model([helper.make_node("Relu", ["z"], ["y"])]).SerializeToString(),
         ("z",),
     ),
+    "cycle": (
+        lambda: small_model(
+            [
+                helper.make_node("Add", ["x", "b"], ["a"]),
+                helper.make_node("Relu", ["a"], ["b"]),
+                helper.make_node("Relu", ["a"], ["y"]),
+            ]
+        ).SerializeToString(),
+        ("'b'", "sorted"),
+    ),
+    "value produced twice": (
+        lambda: small_model(
+            [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Abs", ["x"], ["y"])]
+        ).SerializeToString(),
+        ("'y'",),
+    ),
+    "contradictory shapes": (
+        lambda: small_model(
+            [
+                helper.make_node("Concat", ["x", "x"], ["w"], axis=0),
+                helper.make_node("MatMul", ["x", "w"], ["y"], name="my node"),
+            ]
+        ).SerializeToString(),
+        ("my node", "3", "6"),
+    ),
+    "sizes that overflow": (
+        lambda: wide(1 << 40, 1 << 40),
+        ("'x'", "too large"),
+    ),
+    "more than memory holds": (
+        lambda: wide(1 << 16, 1 << 15),
+        ("'x'", "8,589,934,592 bytes"),
+    ),
+    "integers beyond 32 bits": (integers_beyond, ("my node", "32 bits")),
     "external data missing": (lambda: external("gone.bin"), ("gone.bin",)),
     "external data outside": (lambda: external("../secret.bin"), ("../secret.bin",)),
 }
