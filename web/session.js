@@ -144,7 +144,9 @@ export class InferenceSession {
     const { run } = this.#prepare(feeds);
     this.#results(run, manifest.outputs.map((_, i) => new ArrayBuffer(outputBytes(manifest, run, i))));
     const start = performance.now();
-    if (this.#host.trialMs > REHEARSED_MS) return;
+    // A GPU's trial run was its first: the driver's work is in it.
+    const most = this.#host instanceof GpuHost ? REHEARSAL_MS : REHEARSED_MS;
+    if (this.#host.trialMs > most) return;
     while (performance.now() - start < REHEARSAL_MS) await this.run(feeds);
   }
 
