@@ -136,7 +136,27 @@ def test_numbers_beyond_what_is_stored_are_refused(
     else:
         assert error["name"] == "InputError"
         assert "does not fit" in error["what"]
-        assert error["where"] == "x, element 0"
+        assert error["where"] == 'input "x", element 0'
+
+
+def test_a_port_may_ask_for_less_than_32_bits(open_page: OpenPage) -> None:
+    """Also of arrays that are taken as they are; see `limits` in the manifest."""
+    packed, *errors = run(
+        open_page(),
+        """const { pack } = await import("./web/tensor.js");
+        const of = (type, value, limits) =>
+          pack(new t.Tensor(type, [value]), { name: "x", storage: "i32", limits });
+        const square = [-32768, 32767];
+        return [
+          [...of("int64", 32767n, square), ...of("uint32", 4294967295, [0, 4294967295])],
+          await t.facts((async () => of("int64", 32768n, square))()),
+          await t.facts((async () => of("int32", -32769, square))()),
+        ];""",
+    )
+    assert packed == [32767, -1]
+    for error in errors:
+        assert "32 bits" in error["what"]
+        assert error["expected"] == "-32768 to 32767"
 
 
 _SYMBOLS = ("batch", "sequence", "constructor")  # the last is a name that objects have too
