@@ -40,6 +40,7 @@ from .codegen.wgsl.kernel import WgslKernel
 from .errors import PywebgpuError
 from .records import Record, Winners, merge, records_from_json, records_json
 from .tune import (
+    ENOUGH,
     TIME_LIMIT_S,
     TOLERANCE,
     CandidateError,
@@ -263,8 +264,9 @@ class Tuning:
     def __init__(self, setup: Plain) -> None:
         """
         setup: {"manifest": text, "specs": text, "sizes": {symbol: n}, "budget": seconds,
-        "records": text or None, "service": whether there is one to ask, "wasm": {"relaxed",
-        "threads"} or "webgpu": {"offers", "limits", "subgroupSizes"}}
+        "enough": part of a run's time if not the usual, "records": text or None, "service":
+        whether there is one to ask, "wasm": {"relaxed", "threads"} or "webgpu": {"offers",
+        "limits", "subgroupSizes"}}
         """
         target = "wasm" if "wasm" in setup else "webgpu"
         self.model = _Model(json.loads(setup["manifest"]), json.loads(setup["specs"]), target)
@@ -287,7 +289,7 @@ class Tuning:
         self.records: list[Record] = []
         self.unused = 0.0  # of a run: what winners save that are not in use yet
         self.used = 0
-        self._requests = self._play(setup["sizes"], setup["budget"])
+        self._requests = self._play(setup["sizes"], setup["budget"], setup.get("enough"))
 
     def step(self, answer: Plain) -> Plain:
         """The next request. answer: {"now": seconds of tuning, without pauses} and "ms" (of a
@@ -297,7 +299,9 @@ class Tuning:
         self._answer = answer
         return {**next(self._requests), "progress": self.progress}
 
-    def _play(self, sizes: Mapping[str, int], budget: float) -> Iterator[Plain]:
+    def _play(
+        self, sizes: Mapping[str, int], budget: float, enough: float | None
+    ) -> Iterator[Plain]:
         def say(label: str, done: int, total: int) -> None:
             self.progress = {"label": label, "done": done, "total": total}
 
@@ -333,6 +337,7 @@ class Tuning:
             progress=say,
             clock=lambda: self.now,
             known=self.known,
+            enough=ENOUGH if enough is None else enough,
         )
         answer = None
         error: str | None = None

@@ -95,6 +95,8 @@ export class Bundle {
     this.unsaved = [];
     this.total = 0;
     this.loaded = 0;
+    /** Files that progress is told of. @type {Set<string>} */
+    this.expected = new Set();
     /** Bytes per file. @type {Map<string, number>} */
     this.arrived = new Map();
     if (!globalThis.crypto?.subtle) {
@@ -142,6 +144,7 @@ export class Bundle {
   expect(names) {
     this.loaded = 0;
     this.arrived.clear();
+    this.expected = new Set(names);
     this.total = names.reduce((sum, name) => sum + this.entry(name).bytes, 0);
   }
 
@@ -321,6 +324,7 @@ export class Bundle {
    * @param {number} fileLoaded
    */
   progress(file, fileLoaded) {
+    if (!this.expected.has(file)) return; // a later one, behind answers
     this.loaded += fileLoaded - (this.arrived.get(file) ?? 0);
     this.arrived.set(file, fileLoaded);
     const fileTotal = this.entry(file).bytes;

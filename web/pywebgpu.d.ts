@@ -227,6 +227,8 @@ export class InferenceSession {
 export interface TuneOptions {
   /** Seconds of tuning, without pauses; 30 by default. */
   budget?: number;
+  /** It ends when less than this part of a run's time is to be expected; 0.02 by default. */
+  enough?: number;
   onProgress?: (progress: TuneProgress) => void;
   /** Cancels the tuning. */
   signal?: AbortSignal;

@@ -147,7 +147,9 @@ export class InferenceSession {
     // A GPU's trial run was its first: the driver's work is in it.
     const most = this.#host instanceof GpuHost ? REHEARSAL_MS : REHEARSED_MS;
     if (this.#host.trialMs > most) return;
-    while (performance.now() - start < REHEARSAL_MS) await this.run(feeds);
+    // Not in the midst of a comparison: the caller's first run is to go the way that won.
+    const comparing = () => this.#host instanceof WasmHost && this.#host.comparing(run);
+    while (performance.now() - start < REHEARSAL_MS || comparing()) await this.run(feeds);
   }
 
   /** @param {Record<string, Tensor | GpuTensor>} feeds */

@@ -415,6 +415,11 @@ export class WasmHost {
     return results;
   }
 
+  /** Whether the frame's next run only tries a way. @param {Frame} run */
+  comparing(run) {
+    return Boolean(this.layouts.get(run.key)?.ways.left.length);
+  }
+
   /** @param {Frame} run @returns {Layout} */
   #layout(run) {
     let found = this.layouts.get(run.key);

@@ -89,7 +89,7 @@ def parts(splits: int, workgroups: Dim, most: Dim = ENOUGH) -> Dim:
     """
     if splits == 1 or (isinstance(workgroups, int) and isinstance(most, int)):
         return splits
-    return dim_max(dim_min(splits, floordiv(ENOUGH, workgroups), most), 1)
+    return dim_max(dim_min(splits, floordiv(ENOUGH, dim_max(workgroups, 1)), most), 1)
 
 
 def dim_text(dim: Dim) -> str:

@@ -140,7 +140,7 @@ def _typical(
 def _splits_of(p: Product, t: Tile | Matrix, workgroups: int) -> int:
     """As many as there would be at run time (`module.parts`)."""
     known = all(isinstance(size, int) for size in (p.z, p.m, p.n))
-    return t.splits if known else max(1, min(t.splits, ENOUGH // workgroups))
+    return t.splits if known else max(1, min(t.splits, ENOUGH // max(1, workgroups)))
 
 
 def _cycles(p: Product, t: Tile, caps: WgslCaps, m: int) -> float:

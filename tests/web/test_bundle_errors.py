@@ -304,7 +304,7 @@ def test_abort(open_page: OpenPage, site: Path, provider: str) -> None:
 _FILL = """const { Bundle } = await import("./web/bundle.js");
 const [name, entry] = arg;
 const manifest = { files: { [name]: entry } };
-const bundle = new Bundle(new URL(".", location).href, manifest, {}, null, []);
+const bundle = new Bundle(new URL(".", location).href, null, manifest, {}, null, []);
 bundle.expect([name]);
 const copy = new Uint8Array(entry.bytes);
 let last = 0;

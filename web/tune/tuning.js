@@ -20,6 +20,7 @@ import { RecordsService } from "./service.js";
 /**
  * @typedef {object} TuneOptions
  * @property {number} [budget] seconds of tuning, pauses apart (default 30)
+ * @property {number} [enough] part of a run's time: it ends when less is to be expected (default 0.02)
  * @property {(progress: TuneProgress) => void} [onProgress]
  * @property {AbortSignal} [signal] cancels
  * @property {string | URL} [records] a records service (`pywebgpu records serve`) to ask for what won
@@ -303,6 +304,7 @@ export class Tuning {
       specs: new TextDecoder().decode(await bundle.read(SPECS)),
       sizes: Object.fromEntries(sizes),
       budget: this.#options.budget ?? BUDGET_S,
+      ...(this.#options.enough === undefined ? {} : { enough: this.#options.enough }),
       records: JSON.stringify(records),
       service: this.#service !== null,
       ...(host instanceof WasmHost
