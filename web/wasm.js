@@ -502,7 +502,6 @@ export class WasmHost {
 
   release() {
     for (const worker of this.workers) worker.terminate();
-    this.turn?.port1.close();
     if (this.memory) {
       // Whoever waits for the terminated workers wakes up and finds the session dead.
       const words = new Int32Array(this.memory.buffer, 0, 64);

@@ -159,6 +159,31 @@ def test_wasm_trap_is_an_error_not_a_hang(open_page: OpenPage, executor: str) ->
     record(executor)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_session_that_ends_during_a_run_says_so(open_page: OpenPage, threads: int) -> None:
+    """However the page waits for the run's end: asleep, or looking for it in turns of its loop."""
+    page = open_page()
+    endings = run(
+        page,
+        """const endings = [];
+        for (let turn = 0; turn < 20; turn++) {
+          const s = await t.create("wasm", arg);
+          for (let i = 0; i < turn; i++) await s.run(t.feeds([1]));
+          const feeds = t.feeds([1]); feeds.k.data[1] = turn % 2 ? 13n : 1n;
+          const running = t.facts(s.run(feeds));
+          if (turn % 2 === 0) queueMicrotask(() => queueMicrotask(() => s.release()));
+          const late = new Promise((resolve) => setTimeout(resolve, 5000, { name: "hangs" }));
+          endings.push((await Promise.race([running, late]))?.name ?? "answer");
+          s.release();
+        }
+        return endings""",
+        {"threads": threads},
+    )
+    assert set(endings[1::2]) == {"DeviceError"}
+    # Released as it started: it may still have been in time.
+    assert set(endings[::2]) <= {"DeviceError", "answer"}
+
+
 def test_device_lost_once(open_page: OpenPage) -> None:
     """The session opens another device and repeats what was under way."""
     page = start(open_page, "webgpu")
