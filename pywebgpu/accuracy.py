@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .compare import complete_feeds
 from .compile import Compiled
-from .feeds import Array, input_spec
+from .feeds import Array, input_specs
 from .lower.int8 import Int8, QuantisedTensor
 from .session import InferenceSession
 
@@ -88,9 +87,8 @@ def accuracy(
         InputError: a feed does not fit the model.
     """
     with InferenceSession(before, ["wasm"]) as session:
-        specs = [input_spec(p.name, p.type, p.shape) for p in session.get_inputs()]
-        path = model if isinstance(model, Path) else None
-        _, complete = complete_feeds(path, specs, dict(feeds or {}), dims or {}, seed)
+        specs = input_specs(session.get_inputs())
+        _, complete = complete_feeds(model, specs, feeds, dims, seed)
         names = [port.name for port in session.get_outputs()]
         want = session.run(names, complete)
     with InferenceSession(after, ["wasm"]) as session:

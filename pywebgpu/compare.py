@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .errors import DeviceError, InputError, ModelError
-from .feeds import Array, InputSpec, bind_dims, input_spec, random_feeds, table_rows, typed_value
+from .feeds import Array, InputSpec, bind_dims, input_specs, random_feeds, table_rows, typed_value
 
 #: `progress(label, done, total)`
 Progress = Callable[[str, int, int], None]
@@ -131,12 +131,12 @@ def run_model(
     started = time.perf_counter()
     session = InferenceSession(model, providers=[provider], **(session_options or {}))
     ms_create = (time.perf_counter() - started) * 1e3
-    specs = [input_spec(port.name, port.type, port.shape) for port in session.get_inputs()]
+    specs = input_specs(session.get_inputs())
     loose = dict(values or {})
     typed = {s.name: typed_value(s, loose[s.name]) for s in specs if s.name in loose}
     given = {**(feeds or {}), **loose, **typed}
     _require_deciding(session.specialised, given)
-    sizes, all_feeds = complete_feeds(model, specs, given, dims or {}, seed)
+    sizes, all_feeds = complete_feeds(model, specs, given, dims, seed)
     output_names = [port.name for port in session.get_outputs()]
 
     times = []
@@ -228,13 +228,17 @@ def _require_deciding(names: Sequence[str], given: Mapping[str, Array]) -> None:
 
 
 def complete_feeds(
-    model: Path | None,
+    model: Any,
     specs: list[InputSpec],
-    given: dict[str, Array],
-    dims: Mapping[str, int],
+    given: Mapping[str, Array] | None,
+    dims: Mapping[str, int] | None,
     seed: int,
 ) -> tuple[dict[str, int], dict[str, Array]]:
-    """(sizes of the symbols, arrays for all inputs): the given ones, random ones for the rest."""
+    """(sizes of the symbols, arrays for all inputs): the given ones, random ones for the rest.
+
+    model: where the inputs come from; only a path to an ONNX file says what indexes may be random.
+    """
+    given = given or {}
     by_name = {spec.name: spec for spec in specs}
     for name in given:
         if name not in by_name:
@@ -250,11 +254,12 @@ def complete_feeds(
         for dim, size in zip(by_name[name].shape, array.shape, strict=False)
         if isinstance(dim, str) and dim.isidentifier()
     }
-    sizes = bind_dims(specs, {**shown, **dims})
+    sizes = bind_dims(specs, {**shown, **(dims or {})})
     missing = [spec for spec in specs if spec.name not in given]
-    rows = _table_rows(model) if missing and model is not None else {}
+    rows = _table_rows(model) if missing and isinstance(model, Path) else {}
     filled = random_feeds(missing, sizes, rows=rows, seed=seed)
-    return sizes, {spec.name: given.get(spec.name, filled.get(spec.name)) for spec in specs}  # type: ignore[misc]
+    every = {**filled, **given}
+    return sizes, {spec.name: every[spec.name] for spec in specs}
 
 
 def _is_bundle(model: Path) -> bool:

@@ -10,15 +10,18 @@ from __future__ import annotations
 import ast
 import json
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import InputError
 from .graph import DType
+
+if TYPE_CHECKING:
+    from .session import NodeArg
 
 Array = np.ndarray[Any, Any]
 
@@ -65,6 +68,11 @@ def input_spec(name: str, type_name: str, shape: Sequence[Any]) -> InputSpec:
         tuple(dim if isinstance(dim, int) else str(dim) for dim in shape),
         _BELOW.get(inner, 10),
     )
+
+
+def input_specs(ports: Iterable[NodeArg]) -> list[InputSpec]:
+    """Of all that `get_inputs()` of a session lists."""
+    return [input_spec(port.name, port.type, port.shape) for port in ports]
 
 
 def default_dim(symbol: str) -> int:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from .codegen.spec import Storage
 from .compare import complete_feeds
 from .compile import Compiled
 from .errors import PywebgpuError
-from .feeds import Array, input_spec
+from .feeds import Array, input_specs
 from .graph import DType
 from .half import LARGEST
 from .memory import plan_memory
@@ -101,9 +100,8 @@ def out_of_range(
     )
     try:
         with InferenceSession(replace(compiled, plan=observed, memory=memory), ["wasm"]) as session:
-            specs = [input_spec(p.name, p.type, p.shape) for p in session.get_inputs()]
-            path = model if isinstance(model, Path) else None
-            _, complete = complete_feeds(path, specs, dict(feeds or {}), dims or {}, seed)
+            specs = input_specs(session.get_inputs())
+            _, complete = complete_feeds(model, specs, feeds, dims, seed)
             arrays = session.run(None, complete)
     except PywebgpuError as error:
         if feeds:

@@ -137,10 +137,10 @@ class BrowserSession:
         none.
         """
         from .compare import complete_feeds, judge
-        from .feeds import input_spec
+        from .feeds import input_specs
 
-        specs = [input_spec(port.name, port.type, port.shape) for port in self.get_inputs()]
-        sizes, fed = complete_feeds(self.model, specs, dict(feeds or {}), dims or {}, seed)
+        specs = input_specs(self.get_inputs())
+        sizes, fed = complete_feeds(self.model, specs, feeds, dims, seed)
         names = [port.name for port in self.get_outputs()]
         times = []
         for _ in range(repeat + 1):

@@ -84,111 +84,80 @@ def Knobs(**fields: int | bool) -> Kinds:  # the family has several kinds of kno
     return kind(**fields)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True, slots=True)
-class FlashFields:
-    """What the flash template sees. Sizes named *4 count vec4s."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OutputFields:
+    """What every template sees. Sizes named *4 count vec4s."""
 
     head: str
+    v4: int
+    batch: str
+    heads: int
+    q_len: str
+    kv_len: str
+    masked_row: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ScoreFields(_OutputFields):
+    """What the templates see that compute scores, in one pass or the first of two."""
+
+    d4: int
+    repeat: int
+    scale: str
+    causal: bool
+    bias: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlashFields(_ScoreFields):
+    """What the flash template sees."""
+
     bq: int
     bk: int
     tq: int
     tk: int
     staged: bool
-    d4: int
-    v4: int
     v_columns: int  # vec4s of the output per thread and query
-    batch: str
-    heads: int
-    repeat: int
-    q_len: str
-    kv_len: str
-    scale: str
-    causal: bool
-    bias: bool
-    masked_row: str
 
 
-@dataclass(frozen=True, slots=True)
-class TilesFields:
-    """What the template of tiles sees. Sizes named *4, and dc, count vec4s."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TilesFields(_ScoreFields):
+    """What the template of tiles sees. `dc` counts vec4s."""
 
-    head: str
     bq: int
     bk: int
     tq: int
     dc: int
     chunks: int  # of the features
-    d4: int
-    v4: int
     v_columns: int
     split: bool
     parts: str
-    batch: str
-    heads: int
-    repeat: int
-    q_len: str
-    kv_len: str
-    scale: str
-    causal: bool
-    bias: bool
-    masked_row: str
 
 
-@dataclass(frozen=True, slots=True)
-class JoinFields:
-    """What the second pass of divided keys sees."""
-
-    head: str
-    workgroup: int
-    v4: int
-    parts: str
-    batch: str
-    heads: int
-    q_len: str
-    kv_len: str
-    masked_row: str
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeFields:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeFields(_ScoreFields):
     """What the decode template sees."""
 
-    head: str
     threads: int
-    d4: int
-    v4: int
     shares: int  # threads that divide the keys of one vec4 of the output
     v_columns: int
     split: bool
     parts: str
-    batch: str
-    heads: int
-    repeat: int
-    q_len: str
-    kv_len: str
-    scale: str
-    causal: bool
-    bias: bool
-    masked_row: str
 
 
-@dataclass(frozen=True, slots=True)
-class DirectFields:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectFields(_ScoreFields):
     """What the direct template sees."""
 
-    head: str
     group: int
-    d4: int
-    v4: int
-    batch: str
-    heads: int
-    repeat: int
-    q_len: str
-    kv_len: str
-    scale: str
-    causal: bool
-    bias: bool
-    masked_row: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinFields(_OutputFields):
+    """What the second pass of divided keys sees."""
+
+    workgroup: int
+    parts: str
 
 
 def _v_columns(threads_across: int, v_dim: int) -> int:
@@ -373,14 +342,11 @@ def _fields(
     spec: Attention, knobs: Kinds, module: Module, split: bool
 ) -> FlashFields | TilesFields | DecodeFields | DirectFields:
     d4, v4 = -(-spec.head_dim // 4), -(-spec.v_dim // 4)
+    scale = literal(sc.const(spec.scale).value, Type.F32, module.helpers)
     common: dict[str, Any] = {
-        "batch": dim_text(spec.batch), "heads": spec.heads, "repeat": spec.heads // spec.kv_heads,
-        "q_len": dim_text(spec.q_len), "kv_len": dim_text(spec.kv_len),
-        "scale": literal(sc.const(spec.scale).value, Type.F32, module.helpers),
-        "causal": spec.causal, "bias": spec.bias is not None,
-        "masked_row": _masked_row(spec, module), "d4": d4, "v4": v4,
+        **_output_fields(spec, module, with_output=not split), "d4": d4, "scale": scale,
+        "repeat": spec.heads // spec.kv_heads, "causal": spec.causal, "bias": spec.bias is not None,
     }  # fmt: skip
-    common["head"] = module.head(with_output=not split)
     if isinstance(knobs, Direct):
         return DirectFields(group=knobs.group, **common)
     if isinstance(knobs, Flash):
@@ -402,29 +368,26 @@ def _fields(
     return DecodeFields(threads=knobs.threads, shares=shares, v_columns=columns, **common)
 
 
-def _masked_row(spec: Attention, module: Module) -> str:
+def _output_fields(spec: Attention, module: Module, with_output: bool = True) -> dict[str, Any]:
     nothing = 0.0 if spec.zero_masked_rows else float("nan")
-    return literal(nothing, Type.F32, module.helpers)
+    masked_row = literal(nothing, Type.F32, module.helpers)  # before the head, which has its helper
+    return {
+        "head": module.head(with_output=with_output), "v4": -(-spec.v_dim // 4),
+        "batch": dim_text(spec.batch), "heads": spec.heads, "q_len": dim_text(spec.q_len),
+        "kv_len": dim_text(spec.kv_len), "masked_row": masked_row,
+    }  # fmt: skip
 
 
 _JOIN_WORKGROUP = 64
 
 
 def _join(spec: Attention, knobs: Kinds, module: Module) -> Pass:
-    v4 = -(-spec.v_dim // 4)
-    masked_row = _masked_row(spec, module)
     fields = JoinFields(
-        head=module.head(),
         workgroup=_JOIN_WORKGROUP,
-        v4=v4,
         parts=dim_text(_parts(spec, knobs)),
-        batch=dim_text(spec.batch),
-        heads=spec.heads,
-        q_len=dim_text(spec.q_len),
-        kv_len=dim_text(spec.kv_len),
-        masked_row=masked_row,
+        **_output_fields(spec, module),
     )
-    threads = spec.batch * spec.heads * spec.q_len * v4
+    threads = spec.batch * spec.heads * spec.q_len * fields.v4
     return module.dispatch("attention_join", fields, fold_grid(ceildiv(threads, _JOIN_WORKGROUP)))
 
 

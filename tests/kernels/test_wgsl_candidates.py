@@ -69,6 +69,18 @@ def test_one_of_each(name: str, case: Case) -> None:
     )  # fmt: skip
 
 
+def check_every_form(case: Case, half: bool) -> None:
+    """One candidate of each kind of knobs, split and whole."""
+    found = harness.space("wgpu" if half else "wgpu-floor", case.spec)
+    forms = {(type(knobs), getattr(knobs, "splits", 1) > 1): knobs for knobs in found}
+    assert len(forms) >= 3
+    tolerance = 2e-2 if half else 2e-4
+    harness.check(
+        "wgpu", case.spec, case.operands, case.args, case.out_size,
+        rtol=tolerance, atol=tolerance, candidates=list(forms.values()),
+    )  # fmt: skip
+
+
 @each
 @few
 @given(st.lists(small, min_size=1, max_size=4), flags, seeds)
@@ -132,14 +144,7 @@ def test_prologue(
 def test_prologue_in_every_form(norm: RowOp | None, half: bool, m: int, n: int, k: int) -> None:
     """Few rows, direct tiles, staged tiles, split or not, with the second output."""
     case = prologue_case(m, n, k, norm, norm is not None, half=half)
-    found = harness.space("wgpu" if half else "wgpu-floor", case.spec)
-    forms = {(type(knobs), getattr(knobs, "splits", 1) > 1): knobs for knobs in found}
-    assert len(forms) >= 3
-    tolerance = 2e-2 if half else 2e-4
-    harness.check(
-        "wgpu", case.spec, case.operands, case.args, case.out_size,
-        rtol=tolerance, atol=tolerance, candidates=list(forms.values()),
-    )  # fmt: skip
+    check_every_form(case, half)
 
 
 @pytest.mark.parametrize(
@@ -156,14 +161,7 @@ def test_epilogue_in_every_form(
 ) -> None:
     """Few rows, direct tiles, staged tiles, split or not: all end in the pass over rows."""
     case = epilogue_case(m, n, k, norm, keep, half=half, dynamic=m > 1)
-    found = harness.space("wgpu" if half else "wgpu-floor", case.spec)
-    forms = {(type(knobs), getattr(knobs, "splits", 1) > 1): knobs for knobs in found}
-    assert len(forms) >= 3
-    tolerance = 2e-2 if half else 2e-4
-    harness.check(
-        "wgpu", case.spec, case.operands, case.args, case.out_size,
-        rtol=tolerance, atol=tolerance, candidates=list(forms.values()),
-    )  # fmt: skip
+    check_every_form(case, half)
 
 
 def test_statistics_survive_a_mean_far_from_zero() -> None:
