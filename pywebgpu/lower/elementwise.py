@@ -16,13 +16,14 @@ from .registry import LOWERINGS, lowers
 from .values import Coordinates, Value, scalar_type
 
 Unary = Callable[[Scalar], Scalar]
+Binary = Callable[[Scalar, Scalar], Scalar]
 
 
 def u(op: Op) -> Unary:
     return lambda x: sc.unary(op, x)
 
 
-def b(op: Op) -> Callable[[Scalar, Scalar], Scalar]:
+def b(op: Op) -> Binary:
     return lambda x, y: sc.binary(op, x, y)
 
 
@@ -160,7 +161,7 @@ SETTINGS: dict[str, tuple[dict[str, float], Callable[..., Scalar]]] = {
         less(sc.const(alpha), x), x, 0.0)),
 }  # fmt: skip
 
-BINARY: dict[str, Callable[[Scalar, Scalar], Scalar]] = {
+BINARY: dict[str, Binary] = {
     "Add": b(Op.ADD),
     "And": both,
     "BitwiseAnd": b(Op.BAND),
@@ -179,7 +180,7 @@ BINARY: dict[str, Callable[[Scalar, Scalar], Scalar]] = {
     "Xor": b(Op.XOR),
 }
 
-VARIADIC: dict[str, Callable[[Scalar, Scalar], Scalar]] = {
+VARIADIC: dict[str, Binary] = {
     "Max": b(Op.MAX),
     "Mean": b(Op.ADD),
     "Min": b(Op.MIN),
@@ -210,19 +211,28 @@ def _binary(lw: Lowering, node: Node) -> Value:
     dtype, shape = lw.out(node)
     x, y = lw.input(node, 0), lw.input(node, 1)
     if node.op in _ORDERED and x.dtype is DType.U32:
-        # Signed comparison orders unsigned numbers once the top bit is flipped.
         signed = compute
         compute = lambda p, q: signed(_flip(p), _flip(q))  # noqa: E731
     return lw.pointwise(dtype, shape, lambda p, q: narrow(compute(p, q), dtype), x, y)
 
 
 def _flip(x: Scalar) -> Scalar:
+    """Signed comparison orders unsigned numbers once the top bit is flipped."""
     return sc.binary(Op.BXOR, x, -(2**31))
 
 
+def _extreme(compute: Binary, dtype: DType) -> Binary:
+    """The smaller or the larger of two."""
+    if dtype is not DType.U32:
+        return compute
+    return lambda x, y: _flip(compute(_flip(x), _flip(y)))
+
+
 def _variadic(lw: Lowering, node: Node) -> Value:
-    compute = VARIADIC[node.op]
     dtype, shape = lw.out(node)
+    compute = VARIADIC[node.op]
+    if node.op in ("Max", "Min"):
+        compute = _extreme(compute, dtype)
     total = lw.input(node, 0)
     for position in range(1, len(node.inputs)):
         total = lw.pointwise(
@@ -351,7 +361,7 @@ def lower_clip(lw: Lowering, node: Node) -> Value:
     for position, bound in ((1, maximum), (2, minimum)):
         limit = lw.optional(node, position)
         if limit is not None:
-            x = lw.pointwise(dtype, shape, bound, x, limit)
+            x = lw.pointwise(dtype, shape, _extreme(bound, dtype), x, limit)
     return x if x is not lw.input(node, 0) else lw.alias(x)
 
 

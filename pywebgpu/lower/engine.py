@@ -326,6 +326,8 @@ class Lowering:
 
     def constant(self, array: Array, dtype: DType, name: str = "") -> Value:
         """Equal elements become a literal; others a weight buffer once they are read."""
+        if dtype is DType.F64:
+            refuse_large(array, name)
         shape: tuple[Dim, ...] = tuple(int(s) for s in array.shape)
         value = Value(dtype, shape, lambda c: sc.const(0), name, constant=array)
         first = array.ravel()[0] if array.size else 0
@@ -905,6 +907,20 @@ def _literal(value: Any, dtype: DType) -> Scalar:
         return sc.const(float(value), Type.F32)
     high = DType.U32.limits[1] if dtype is DType.U32 else 2**31 - 1
     return sc.const(min(max(int(value), -(2**31)), high), Type.I32)
+
+
+def refuse_large(array: Array, name: str) -> None:
+    """Finite float64 numbers that would become infinite."""
+    sizes = np.abs(array[np.isfinite(array)])
+    most = float(sizes.max(initial=0))
+    if most > float(np.finfo(np.float32).max):
+        raise UnsupportedError(
+            "an element does not fit float32",
+            where=f"constant {name!r}" if name else "a constant of float64",
+            got=f"{most:.4g}",
+            expected="at most 3.403e+38",
+            remedy="float64 is computed in float32: export the model in float32",
+        )
 
 
 def refuse_unsupported(graph: Graph) -> None:

@@ -118,15 +118,20 @@ def _scattered(
         return lw.reduce(dtype, shape, steps, ReduceOp.MAX, element, finish)
     if kind not in _REDUCTIONS:
         raise UnsupportedError("unknown reduction", got=kind)
+    if like is Type.BOOL:  # "or" and "and", on 0 and 1
+        kind, like = {"add": "max", "mul": "min"}.get(kind, kind), Type.I32
     op, combine = _REDUCTIONS[kind]
 
     def reduced(c: Coordinates, r: Coordinates) -> Scalar:
         at, hit = candidate(c, r)
-        return sc.select(hit, lw.read(updates, at), _neutral(kind, like))
+        return sc.select(hit, convert(lw.read(updates, at), like), _neutral(kind, like))
 
-    return lw.reduce(
-        dtype, shape, steps, op, reduced, lambda acc, c: sc.binary(combine, lw.read(data, c), acc)
-    )
+    def joined(total: Scalar, c: Coordinates) -> Scalar:
+        return convert(
+            sc.binary(combine, convert(lw.read(data, c), like), total), scalar_type(dtype)
+        )
+
+    return lw.reduce(dtype, shape, steps, op, reduced, joined)
 
 
 @lowers("TensorScatter")

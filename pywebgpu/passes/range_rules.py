@@ -80,7 +80,7 @@ _MOVED: dict[str, tuple[int, ...]] = {
         ("Gather", "GatherElements", "GatherND", "Slice", "Tile", "Expand", "Reshape", "Split",
          "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Compress", "Trilu",
          "ReverseSequence", "DepthToSpace", "SpaceToDepth", "CenterCropPad", "Dropout",
-         "ReduceMax", "ReduceMin", "ReduceMean", "MaxPool", "GlobalMaxPool"),
+         "ReduceMax", "ReduceMin", "MaxPool", "GlobalMaxPool"),
         (0,),
     ),
     "Where": (1, 2),
@@ -90,7 +90,9 @@ _MOVED: dict[str, tuple[int, ...]] = {
 }  # fmt: skip
 DATA: dict[str, Iterable[int]] = {
     **_MOVED,
-    **dict.fromkeys(("ReduceSum", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare"), (0,)),
+    **dict.fromkeys(
+        ("ReduceSum", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceMean"), (0,)
+    ),
     **dict.fromkeys(("CumSum", "CumProd", "TopK", "Resize", "Shape", "Size", "EyeLike"), (0,)),
     **dict.fromkeys(("ConstantOfShape", "AffineGrid", "DFT", "STFT"), ()),
     "Pad": (0, 2),
@@ -108,11 +110,11 @@ ORDERING = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal")
 """It serves these where no other operand lies at that end."""
 OPAQUE = ("Loop", "Scan", "If")
 """Their bodies' nodes are looked at instead."""
-_PICKED = {"ReduceMax", "ReduceMin", "ReduceMean", "MaxPool", "GlobalMaxPool", "Range"}
+_PICKED = {"ReduceMax", "ReduceMin", "MaxPool", "GlobalMaxPool", "Range"}
 RING = {
     *(_MOVED.keys() - _PICKED), "Concat", "Pad", "ScatterElements", "ScatterND", "Scatter", "Add",
     "Sub", "Mul", "ReduceSum", "CumSum", "MatMul", "BitwiseAnd", "BitwiseOr", "BitwiseXor",
-    "BitwiseNot", "BitCast", *ORDERING,
+    "BitwiseNot", "BitCast", "Min", "Max", "Clip", *ORDERING,
 }  # fmt: skip
 """uint32 read as int32 gives the same bits, or is read as what it is."""
 
@@ -226,7 +228,8 @@ def _abs(s: Site) -> list[Interval]:
 
 @_rule("Sign")
 def _sign(s: Site) -> list[Interval]:
-    return [Interval(-1, 1)]
+    x = s.inputs[0]
+    return [Interval(-1 if x.low < 0 else 0, 1 if x.high > 0 else 0)]
 
 
 @_rule("Floor", "Ceil", "Round")
@@ -286,6 +289,21 @@ def _sums(s: Site) -> list[Interval]:
     elif s.node.op != "ReduceSum" and s.node.op != "CumSum":
         x = x.of(0, x.size)
     return [times(x, most)]
+
+
+@_rule("ReduceMean")
+def _mean(s: Site) -> list[Interval]:
+    return [s.inputs[0]]
+
+
+def on_the_way(s: Site) -> Interval | None:
+    """What a kernel computes before its result, where that may be larger."""
+    x = s.inputs[0] if s.inputs else ANY
+    if s.node.op == "ReduceMean":
+        return times(x, s.reduced())
+    if s.node.op == "ReduceL2":
+        return times(x.of(0, x.size**2), s.reduced())
+    return None
 
 
 @_rule("ReduceProd", "CumProd")

@@ -31,7 +31,7 @@ from ..codegen.program import LOOP_LIMIT
 from ..errors import UnsupportedError
 from ..graph import DType, Graph, Node, SizeCheck, TensorType, subgraphs
 from .intervals import ANY, HIGH, LOW, Interval, all_of, of_elements, plus, times
-from .range_rules import DATA, OPAQUE, ORDERING, RING, RULES, SATURATING, Site
+from .range_rules import DATA, OPAQUE, ORDERING, RING, RULES, SATURATING, Site, on_the_way
 
 SIZE_BITS = 30
 """No memory holds a longer axis: kernels take four bytes an element, and address 32 bits."""
@@ -239,7 +239,7 @@ class _Walk:
     ) -> None:
         """Constants beyond 32 bits, which kernels hold as the nearest number of 32, and uint32 that
         a signed operator would misread."""
-        if node.op in SATURATING or node.op in OPAQUE:
+        if node.op in OPAQUE:
             return
         others = [i for i in inputs if i.fits()]
         for position in positions:
@@ -250,6 +250,8 @@ class _Walk:
                 continue
             if type_.dtype is DType.U32 and self._unsigned(node):
                 continue
+            if type_.dtype is not DType.U32 and node.op in SATURATING:
+                continue
             if node.op in ORDERING and all(o.fits(LOW + 1, HIGH - 1) for o in others):
                 continue  # no number of the others lies at the end that it is moved to
             self.fail(node.where(), interval.hull(*others))
@@ -259,6 +261,8 @@ class _Walk:
         if node.op in ("Cast", "CastLike"):
             type_ = self._type(node.outputs[0])
             return type_ is not None and type_.dtype not in (DType.I64, DType.U64)
+        if node.attrs.get("reduction", "none") in ("min", "max"):
+            return False
         return node.op in RING
 
     def fail(self, where: str, interval: Interval) -> None:
@@ -296,7 +300,12 @@ class _Walk:
         if rule is None:
             types = (graph.types.get(name) for name in node.outputs)
             return [ANY if t is None or t.dtype.is_float else all_of(t.dtype) for t in types]
-        return rule(Site(self.dim, graph, node, inputs))
+        site = Site(self.dim, graph, node, inputs)
+        between = on_the_way(site)
+        wide = graph.types[node.outputs[0]].dtype in _WIDE
+        if between is not None and wide and not between.fits():
+            self.fail(node.where(), between)
+        return rule(site)
 
     def _cast(self, graph: Graph, node: Node, x: Interval) -> Interval:
         source, to = (graph.types[n].dtype for n in (node.inputs[0], node.outputs[0]))
