@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import types
 import typing
+from functools import cache
 from typing import Any
 
 from . import scalar as sc
@@ -76,12 +77,18 @@ def spec_from_json(data: dict[str, Any]) -> KernelSpec:
 
 
 def _record(cls: Any, data: dict[str, Any], nodes: list[Scalar]) -> Any:
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     return cls(**{
         f.name: _decode(data[f.name], hints[f.name], nodes)
         for f in dataclasses.fields(cls)
         if f.init
     })  # fmt: skip
+
+
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
+    """The types of a class's fields; they are evaluated from text, which takes a millisecond."""
+    return typing.get_type_hints(cls)
 
 
 def _read_node(op: Op, type_: Type, value: Any, args: list[Scalar]) -> Scalar:

@@ -50,7 +50,7 @@ the default's."""
 
 PAIRS = 5  # turns of a candidate and the best so far
 FINAL_PAIRS = 9  # turns of the winner and the default
-HOPELESS = (1.5, 1.2, 1.1)  # ratios that all turns so far exceed, and the rest are spared
+HOPELESS = (1.5, 1.2)  # ratios that all turns so far exceed, and the rest are spared
 ENOUGH = 0.02  # an expected gain below which tuning stops
 _PRIOR_GAIN, _PRIOR_SHARE = 0.1, 0.2  # what kernels are expected to gain before any was measured
 
@@ -496,7 +496,7 @@ def _search(
             tell(number)
             try:
                 yield Make(number, code)
-                ratio = yield from _compare(best, number, PAIRS)
+                ratio = yield from compare(best, number, PAIRS)
             except CandidateError as error:
                 errors[number] = _say(error)
                 continue
@@ -504,7 +504,7 @@ def _search(
             if ratio[0] <= MARGIN:
                 best = number
         if best:
-            ratio = yield from _compare(0, best, FINAL_PAIRS)
+            ratio = yield from compare(0, best, FINAL_PAIRS)
             default_ms, ratios[best] = ratio[1], ratio[0]
             if ratio[0] > MARGIN:
                 best = 0
@@ -537,16 +537,19 @@ def _codes(
         yield from codes
 
 
-def _compare(old: int, new: int, pairs: int) -> Generator[Request, Any, tuple[float, float]]:
+def compare(old: int, new: int, pairs: int) -> Generator[Request, Any, tuple[float, float]]:
     """(how much of old's time new takes, old's milliseconds), medians over turns. The ratio is
-    taken turn by turn: what else the machine does slows both."""
+    taken turn by turn: what else the machine does slows both. The rest of the turns is spared when
+    no median of them all could win any more."""
     ratios, times = [], []
+    lost = 0
     for turn in range(pairs):
         order = (old, new) if turn % 2 == 0 else (new, old)
         ms = dict(zip(order, (yield Measure(order)), strict=True))
         times.append(ms[old])
         ratios.append(ms[new] / max(ms[old], 1e-9))
-        if turn < len(HOPELESS) and min(ratios) > HOPELESS[turn]:
+        lost += ratios[-1] > MARGIN
+        if lost > pairs // 2 or (turn < len(HOPELESS) and min(ratios) > HOPELESS[turn]):
             break
     return statistics.median(ratios), statistics.median(times)
 

@@ -24,15 +24,16 @@ import json
 import math
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, replace
+from importlib import import_module
 from typing import Any
 
 from .codegen import GENERATOR_VERSION
 from .codegen import wgsl as wgsl_target
 from .codegen.caps import MATRIX, WasmCaps, WgslCaps
-from .codegen.codec import spec_from_json
+from .codegen.codec import spec_from_json, spec_to_json
 from .codegen.dims import Dim, dim_from_json, dim_json, evaluate
 from .codegen.program import Program, looked_at, program_from_json
-from .codegen.spec import Attention, Conv, KernelSpec, Matmul
+from .codegen.spec import FAMILIES, Attention, Conv, KernelSpec, Matmul
 from .codegen.wasm import profile
 from .codegen.wasm.asm import Target as WasmFeatures
 from .codegen.wasm.model import Call, Operand, Slot, Weight, assemble
@@ -87,15 +88,22 @@ class _Model:
     def jobs(self, sizes: Mapping[str, int]) -> list[Job]:
         """The distinct kernels at these sizes of the model's symbols."""
         buffers = self.manifest["buffers"]
+        known: dict[str, int] = {}  # few dims, in hundreds of places
+
+        def value(dim: Any) -> int:
+            key = json.dumps(dim)
+            if key not in known:
+                known[key] = evaluate(dim_from_json(dim), sizes)
+            return known[key]
 
         def size(number: int) -> int:
-            return evaluate(dim_from_json(buffers[number]["bytes"]), sizes)
+            return value(buffers[number]["bytes"])
 
         return unique(
             [
                 Job(
                     self.specs[step["kernel"]],
-                    tuple(evaluate(dim_from_json(arg), sizes) for arg in step["args"]),
+                    tuple(map(value, step["args"])),
                     tuple(map(size, step["operands"])),
                     size(step["output"]),
                     1,
@@ -269,11 +277,12 @@ class Tuning:
         "limits", "subgroupSizes"}}
         """
         target = "wasm" if "wasm" in setup else "webgpu"
-        self.model = _Model(json.loads(setup["manifest"]), json.loads(setup["specs"]), target)
+        manifest = json.loads(setup["manifest"])
+        self.model = _Model(manifest, json.loads(setup["specs"]), target)
         self.side = _Wasm(setup["wasm"]) if "wasm" in setup else _Wgsl(setup["webgpu"])
         self.known = records_from_json(setup["records"]) if setup.get("records") else ()
         self.asks = bool(setup.get("service"))
-        found = json.loads(setup["manifest"])["generator_version"]
+        found = manifest["generator_version"]
         if found != GENERATOR_VERSION:
             raise PywebgpuError(
                 "the bundle was exported by another version than this Python's",
@@ -440,9 +449,13 @@ def flops(job: Job) -> int | None:
 
 
 def prepare() -> None:
-    """What the first candidates would wait for, done ahead: templates, and lazy imports."""
+    """What the first candidates would wait for, done ahead: templates, and lazy imports, of which
+    each takes a page 0.1 s and more."""
+    for name in FAMILIES:
+        import_module(f".codegen.wasm.{name}", __package__)
     wgsl_target.compile_templates()
     spec = speed_job().spec
+    spec_from_json(spec_to_json(spec))
     for target in (WasmTarget(), WgslTarget()):
         target.generate(spec, target.space(spec)[0])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +31,7 @@ from pywebgpu.compile import compile_model
 from pywebgpu.errors import DeviceError, InputError
 from pywebgpu.export import export
 from pywebgpu.records import (
+    MARGIN,
     Record,
     Timing,
     Winners,
@@ -39,6 +42,8 @@ from pywebgpu.records import (
 )
 from pywebgpu.session import InferenceSession
 from pywebgpu.tune import (
+    FINAL_PAIRS,
+    PAIRS,
     CandidateError,
     Code,
     Compile,
@@ -48,6 +53,7 @@ from pywebgpu.tune import (
     WasmBinary,
     WasmTarget,
     WgslTarget,
+    compare,
     drive,
     tune,
     unique,
@@ -228,6 +234,20 @@ def test_turns_are_compared_not_times() -> None:
     assert record.ratio(record.best) == pytest.approx(0.8, rel=1e-3)
 
 
+@pytest.mark.parametrize("pairs", [PAIRS, FINAL_PAIRS])
+def test_spared_turns_decide_nothing(pairs: int) -> None:
+    """Whoever could not win any more meets the best so far no more often, and would have lost."""
+    rng = np.random.default_rng()
+    turns = 0
+    for _ in range(300):
+        ratios = rng.uniform(MARGIN - 0.06, MARGIN + 0.05, pairs)
+        host = Scripted({0: lambda _: 1.0, 1: ratios.__getitem__})
+        ratio, _ = drive(compare(0, 1, pairs), host)
+        assert (ratio <= MARGIN) == (np.median(ratios) <= MARGIN)
+        turns += host.count[1]
+    assert turns < 300 * pairs
+
+
 def test_candidates_of_a_gpu_are_compiled_together() -> None:
     """Each is announced once before it is made; those of wasm are not."""
     host = Scripted(dict.fromkeys(range(12), lambda _: 1.0))
@@ -297,6 +317,19 @@ def test_a_default_that_fails_is_recorded() -> None:
     assert [t.error for t in result.records[0].candidates] == ["lost its way"]
     assert result.rows == ()
     assert Winners(result.records).pick(SPEC, "wasm-relaxed", WasmTarget().space(SPEC)) is not None
+
+
+def test_what_a_page_tunes_with_is_imported_ahead() -> None:
+    """Before Python's memory is kept for pages: each import takes them 0.1 s and more."""
+    script = """
+import pkgutil, sys
+from pywebgpu import codegen, tune_page
+tune_page.prepare()
+every = pkgutil.walk_packages(codegen.__path__, f"{codegen.__name__}.")
+sys.exit("not imported: " + missing if (missing := ", ".join(
+    m.name for m in every if m.name not in sys.modules)) else 0)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_jobs_of_one_magnitude_are_one() -> None:

@@ -9,13 +9,14 @@ import { fromHalf, toHalf } from "../tensor.js";
 const COUNT = 65535;
 
 /** Numbers in [0, 1), by xorshift. */
-function* uniform() {
-  for (let x = 0x9e3779b9; ; ) {
+function uniform() {
+  let x = 0x9e3779b9;
+  return () => {
     x ^= x << 13;
     x ^= x >>> 17;
     x ^= x << 5;
-    yield (x >>> 0) / 2 ** 32;
-  }
+    return (x >>> 0) / 2 ** 32;
+  };
 }
 
 /** @type {Map<Storage, Uint8Array<ArrayBuffer>>} */
@@ -29,9 +30,12 @@ const blocks = new Map();
 export function block(storage) {
   let found = blocks.get(storage);
   if (found) return found;
-  const random = uniform();
-  const next = () => /** @type {number} */ (random.next().value);
-  const normal = () => Array.from({ length: 12 }, next).reduce((a, b) => a + b, -6);
+  const next = uniform();
+  const normal = () => {
+    let sum = -6; // 12 numbers of variance 1/12, and mean 1/2
+    for (let i = 0; i < 12; i++) sum += next();
+    return sum;
+  };
   let data;
   if (storage === "i32") data = Int32Array.from({ length: COUNT }, () => Math.floor(2 * next()));
   // Among weights lie scales, which are f32: these bytes make ordinary ones.
