@@ -241,6 +241,11 @@ class Matmul:
     epilogue: Epilogue | None = None
 
     @property
+    def weights(self) -> int:
+        """Operands before those of `final`: A, and what B consists of."""
+        return 2 if self.blocks is None else self.blocks.operands
+
+    @property
     def keep(self) -> Storage | None:
         """Of the second output; None without one."""
         maker = self.prologue if self.epilogue is None else self.epilogue

@@ -24,6 +24,15 @@ class FewBlocks:
     panels: int
     shares: int  # a power of two
 
+    @property
+    def threads(self) -> int:
+        return self.panels * self.shares
+
+    @property
+    def storage(self) -> int:
+        """Bytes of workgroup memory."""
+        return 32 * self.rows * self.threads
+
 
 @dataclass(frozen=True, slots=True)
 class Fields:
@@ -40,6 +49,7 @@ class Fields:
     size: int
     count: int
     zeros: bool
+    prepares: bool
 
 
 def few(p: core.Product, caps: WgslCaps) -> list[FewBlocks]:
@@ -49,10 +59,11 @@ def few(p: core.Product, caps: WgslCaps) -> list[FewBlocks]:
     pairs = [(1, 64), (2, 64), (1, 32), (2, 32), (4, 32), (4, 16)]
     pairs.insert(0 if deep else 1, (1, 128))
     limit = min(caps.max_invocations, caps.max_workgroup_size[0])
+    found = [FewBlocks(rows, panels, shares) for panels, shares in pairs]
     return [
-        FewBlocks(rows, panels, shares)
-        for panels, shares in pairs
-        if panels * shares <= limit and 32 * rows * panels * shares <= caps.max_workgroup_storage
+        knobs
+        for knobs in found
+        if knobs.threads <= limit and knobs.storage <= caps.max_workgroup_storage
     ]
 
 
@@ -101,6 +112,7 @@ def render_few(
         size=blocks.size,
         count=-(-p.k // blocks.size),
         zeros=blocks.zeros,
+        prepares=p.prepares,
     )
     groups: Dim = ceildiv(p.n, PANEL * knobs.panels) * ceildiv(p.m, knobs.rows)
     one = module.dispatch("product_blocks", fields, fold_grid(groups))

@@ -41,16 +41,24 @@ def space(spec: Matmul, caps: WgslCaps) -> list[core.Knobs | FewBlocks]:
         found = [*fitting]
     if spec.blocks is None:
         return found
-    few = blocks.few(p, caps)
+    few = [knobs for knobs in blocks.few(p, caps) if not p.prepares or _has_room(knobs, caps)]
     if isinstance(p.m, int) and p.m <= 8:
         return [*few, *found]
     return [*found[:16], *few[:3], *found[16:]]
 
 
-def _has_room(knobs: core.Knobs, caps: WgslCaps) -> bool:
+def _rows_and_threads(knobs: core.Knobs | FewBlocks) -> tuple[int, int]:
+    """Of a workgroup."""
+    if isinstance(knobs, FewBlocks):
+        return knobs.rows, knobs.threads
+    return core.rows_and_threads(knobs)
+
+
+def _has_room(knobs: core.Knobs | FewBlocks, caps: WgslCaps) -> bool:
     """For the statistics of its rows, in workgroup memory."""
-    more = prologue.storage(*core.rows_and_threads(knobs))
-    return product_space.storage(knobs) + more <= caps.max_workgroup_storage
+    more = prologue.storage(*_rows_and_threads(knobs))
+    own = knobs.storage if isinstance(knobs, FewBlocks) else product_space.storage(knobs)
+    return own + more <= caps.max_workgroup_storage
 
 
 def render(spec: Matmul, knobs: core.Knobs | FewBlocks) -> WgslKernel:
@@ -58,14 +66,12 @@ def render(spec: Matmul, knobs: core.Knobs | FewBlocks) -> WgslKernel:
     rank = len(batch)
     a, b = _index(spec.a, batch), _index(spec.b, batch) if spec.b else None
     half = core.multiplies_half(knobs)
-    first = 2 if spec.blocks is None else spec.blocks.operands  # of the epilogue's operands
-    guarded = frozenset(range(first)) | prologue.operands(spec)
+    guarded = frozenset(range(spec.weights)) | prologue.operands(spec)
 
     def define_a(module: Module, name: str = "a") -> None:
         if spec.prologue is not None:
             wide = not isinstance(knobs, Few)
-            assert not isinstance(knobs, FewBlocks), "no prologue before block-quantised weights"
-            prologue.define_a(module, spec, wide, half, *core.rows_and_threads(knobs))
+            prologue.define_a(module, spec, wide, half, *_rows_and_threads(knobs))
             return
         vector = runs_along(a, 2) and dim_multiple(spec.k, 4) and not isinstance(knobs, Few)
         operands.define_a(module, a, None, spec.k, vector, half, name)

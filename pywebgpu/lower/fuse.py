@@ -184,7 +184,9 @@ class _Fusion:
     @staticmethod
     def _fixed(target: Emitted) -> tuple[int, ...]:
         """The operands after the first that have their place."""
-        return target.operands[1:3] if isinstance(target.spec, Attention) else target.operands[1:2]
+        if isinstance(target.spec, Matmul):
+            return target.operands[1 : target.spec.weights]
+        return target.operands[1:3]
 
     # -- specs over the program's buffers and arguments ------------------------------------------
 
@@ -217,13 +219,15 @@ class _Fusion:
     # -- the three cases -------------------------------------------------------------------------
 
     def _takes(self, reader: Matmul, made: int) -> bool:
-        """A product with a packed matrix of floats that reads a whole row-major left operand."""
+        """A product with a packed matrix, of floats or in blocks, that reads a whole row-major left
+        operand of floats."""
         return (
             not reader.batch
             and reader.b is None
             and reader.prologue is None
             and made not in loads(reader.final)
-            and all(s in _FLOATS for s in reader.operands)
+            and all(s in _FLOATS for s in reader.operands if s is not Storage.I8)
+            and (reader.blocks is not None or reader.operands[1] is not Storage.I8)
         )
 
     def _normalised(self, source: Row, reader: Matmul, made: int, keep: bool) -> Matmul | None:

@@ -164,26 +164,6 @@ def lower_simplified(lw: Lowering, node: Node) -> list[Value]:
     return results
 
 
-@lowers("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft")
-def lower_skip_norm(lw: Lowering, node: Node) -> list[Value]:
-    x, skip = lw.input(node, 0), lw.input(node, 1)
-    simple = node.op == "SkipSimplifiedLayerNormalization"
-    bias = lw.optional(node, 3 if simple else 4)
-    total = lw.pointwise(x.dtype, x.shape, lambda p, q: p + q, x, skip)
-    if bias is not None:
-        total = lw.pointwise(x.dtype, x.shape, lambda p, q: p + q, total, bias)
-    lw.materialise(total)
-    eps = float(node.attrs.get("epsilon", 1e-5))
-    op = RowOp.RMS if simple else RowOp.LAYER
-    shift = None if simple else lw.optional(node, 3)
-    result = layer_norm(lw, total, x.rank - 1, op, eps, lw.optional(node, 2), shift)
-    wanted = [bool(name) for name in node.outputs[1:3]]
-    extra = [lw.alias(total) for name in node.outputs[3:4] if name]
-    if any(wanted):
-        extra = [*_statistics(lw, total, x.rank - 1, eps, wanted, not simple), *extra]
-    return [result, *extra]
-
-
 @lowers("InstanceNormalization")
 def lower_instance_norm(lw: Lowering, node: Node) -> Value:
     x, scale, bias = (lw.input(node, i) for i in range(3))

@@ -7,6 +7,8 @@
 4. EmbedLayerNormalization: its three lookups, sums and LayerNormalization.
 5. FusedConv and FusedGemm: the product, what is added, the activation.
 6. TransposeMatMul: the older name of FusedMatMul.
+7. SkipLayerNormalization and its simplified form: the sum, which a product may store, and the
+   normalisation.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ def rewrite_contrib(graph: Graph) -> bool:
             _embeddings(edit, node)
         elif node.op == "GroupQueryAttention":
             group_query(edit, node)
+        elif node.op in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"):
+            _skip_normalization(edit, node)
         elif node.op in ("FusedConv", "FusedGemm"):
             _with_activation(edit, node)
         elif node.op == "TransposeMatMul":
@@ -154,6 +158,28 @@ def _mask_index(edit: Editor, node: Node, ids: str, into: str) -> None:
     else:
         zero = edit.graph.add_constant("zero", np.array(0, np.int32))
         edit.insert("Expand", [zero, edit.sizes(edit.shape(ids)[:1])], into=into)
+
+
+def _skip_normalization(edit: Editor, node: Node) -> None:
+    x, skip, gamma = node.inputs[:3]
+    simple = node.op == "SkipSimplifiedLayerNormalization"
+    shift, bias = ("", _given(node, 3)) if simple else (_given(node, 3), _given(node, 4))
+    y, mean, deviation, total = (*node.outputs, "", "", "")[:4]
+    stem = total or y
+    added = edit.insert("Add", [x, skip], stem=stem, into="" if bias else total)
+    if bias:
+        added = edit.insert("Add", [added, bias], stem=stem, into=total)
+    attrs = {"axis": -1, "epsilon": node.attrs.get("epsilon", 1e-12)}
+    if not simple:
+        node.outputs = [y, mean, deviation]
+        inputs = [added, gamma, shift] if shift else [added, gamma]
+        edit.become(node, "LayerNormalization", inputs, **attrs)
+        return
+    if mean:
+        zero = edit.graph.add_constant("zero", np.array(0, edit.type(y).dtype.numpy))
+        edit.insert("Expand", [zero, edit.sizes(edit.shape(mean))], into=mean)
+    node.outputs = [y, deviation]
+    edit.become(node, "SimplifiedLayerNormalization", [added, gamma], **attrs)
 
 
 _ACTIVATIONS: dict[str, tuple[str, ...]] = {

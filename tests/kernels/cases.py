@@ -174,22 +174,27 @@ def blocks_case(
     b = Build(**options)
     dm = b.size(m)
     b.normal(m, k)
-    codes = b.rng.integers(0, 1 << bits, (k, n))
-    b.operand(pack_codes(codes, bits), Storage.I8)
-    count = -(-k // size)
-    b.operand(pack_panels(b.rng.uniform(0.01, 0.1, (count, n))))
-    if zeros:
-        b.operand(pack_panels(b.rng.integers(0, 1 << bits, (count, n)).astype(np.float64)))
+    blocks = _in_blocks(b, k, n, Blocks(bits, size, zeros))
     bias = b.normal(n)
     return b.case(
         Matmul, m * n, batch=(), m=dm, n=n, k=k, a=View((k, 1)), b=None, out=View((n, 1)),
-        final=sc.acc() + sc.load(bias, sc.axis(1)), blocks=Blocks(bits, size, zeros),
+        final=sc.acc() + sc.load(bias, sc.axis(1)), blocks=blocks,
     )  # fmt: skip
+
+
+def _in_blocks(b: Build, k: int, n: int, blocks: Blocks) -> Blocks:
+    """The operands of block-quantised columns."""
+    b.operand(pack_codes(b.rng.integers(0, 1 << blocks.bits, (k, n)), blocks.bits), Storage.I8)
+    count = -(-k // blocks.size)
+    b.operand(pack_panels(b.rng.uniform(0.01, 0.1, (count, n))))
+    if blocks.zeros:
+        b.operand(pack_panels(b.rng.integers(0, 1 << blocks.bits, (count, n)).astype(np.float64)))
+    return blocks
 
 
 def prologue_case(
     m: int, n: int, k: int, norm: RowOp | None, keep: bool = False, shared: bool = False,
-    **options: Any,
+    blocks: Blocks | None = None, **options: Any,
 ) -> Case:  # fmt: skip
     """A product that makes its left operand: rows normalised, with scale, shift and a residual, or
     a gate times its values; `shared`: the epilogue reads what the prologue does."""
@@ -197,7 +202,10 @@ def prologue_case(
     m_, k_ = sc.axis(0), sc.axis(1)
     dm = b.size(m)
     x = b.operand(b.rng.standard_normal((m, 2 * k)) * 3 + 20)  # a mean far from zero
-    b.operand(pack(b.rng.standard_normal((k, n)) / 3))
+    if blocks is None:
+        b.operand(pack(b.rng.standard_normal((k, n)) / 3))
+    else:
+        _in_blocks(b, k, n, blocks)
     bias = b.normal(n)
     at = m_ * (2 * k) + k_
     if norm is None:
@@ -214,7 +222,7 @@ def prologue_case(
         final = final + sc.load(x, m_ * (2 * k))
     return b.case(
         Matmul, m * n, batch=(), m=dm, n=n, k=k, a=View((k, 1)), b=None, out=View((n, 1)),
-        final=final, prologue=made,
+        final=final, prologue=made, blocks=blocks,
     )  # fmt: skip
 
 
@@ -470,6 +478,9 @@ def for_gpus() -> Iterator[tuple[str, Case]]:
         for m, n, k in ((1, 24, 256), (40, 24, 256), (300, 256, 258)):
             name = f"{norm.value if norm else 'pointwise'} prologue {m}x{k}x{n}"
             yield name, prologue_case(m, n, k, norm, norm is not None)
+        blocks = Blocks(4, 32, zeros=norm is None)
+        name = f"{norm.value if norm else 'pointwise'} prologue before blocks"
+        yield name, prologue_case(2, 24, 256, norm, norm is not None, blocks=blocks)
     for norm in (RowOp.LAYER, RowOp.RMS):
         for m, n, k in ((1, 24, 256), (40, 260, 256)):
             case = epilogue_case(m, n, k, norm, norm is RowOp.RMS, dynamic=m > 1)

@@ -14,7 +14,8 @@ from pywebgpu.codegen import wgsl
 from pywebgpu.codegen.caps import WgslCaps
 from pywebgpu.codegen.dims import evaluate
 from pywebgpu.codegen.scalar import axis, load
-from pywebgpu.codegen.spec import Map, ReduceOp, RowOp, Storage
+from pywebgpu.codegen.spec import Blocks, Map, ReduceOp, RowOp, Storage
+from pywebgpu.codegen.wgsl.blocks import FewBlocks
 from pywebgpu.codegen.wgsl.product import Tile, multiplies_half
 from tests.kernels import harness
 from tests.kernels.cases import (
@@ -162,6 +163,30 @@ def test_epilogue_in_every_form(
     """Few rows, direct tiles, staged tiles, split or not: all end in the pass over rows."""
     case = epilogue_case(m, n, k, norm, keep, half=half, dynamic=m > 1)
     check_every_form(case, half)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("norm", [None, RowOp.LAYER, RowOp.RMS])
+@pytest.mark.parametrize(
+    ("m", "n", "k", "blocks"),
+    [(1, 24, 512, Blocks(4, 32)), (3, 70, 260, Blocks(8, 16, True)), (8, 9, 96, Blocks(4, 96))],
+)
+def test_prologue_before_blocks(
+    m: int, n: int, k: int, blocks: Blocks, norm: RowOp | None, half: bool
+) -> None:
+    """Codes for weights: the form of few rows, which comes first, and one of every other form."""
+    case = prologue_case(m, n, k, norm, norm is not None, True, blocks, half=half)
+    found = harness.space("wgpu" if half else "wgpu-floor", case.spec)
+    few = [knobs for knobs in found if isinstance(knobs, FewBlocks)]
+    assert found[0] is few[0]
+    others = {(type(k), getattr(k, "splits", 1) > 1): k for k in found if k not in few}
+    assert others
+    scale = np.abs(case.operands[0]).max() * k**0.5
+    harness.check(
+        "wgpu", case.spec, case.operands, case.args, case.out_size,
+        rtol=2e-2 if half else 2e-4, atol=(2e-2 if half else 1e-5) * scale,
+        candidates=[*few[:2], *others.values()],
+    )  # fmt: skip
 
 
 def test_statistics_survive_a_mean_far_from_zero() -> None:

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pywebgpu.codegen.spec import Conv, family
+from pywebgpu.codegen.spec import Conv, Matmul, family
 from pywebgpu.compile import Compiled, compile_model
 from pywebgpu.errors import UnsupportedError
 from tests.plan_eval import play
@@ -32,7 +32,9 @@ def _model(
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in outputs],
         [numpy_helper.from_array(a, n) for n, a in (constants or {}).items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    model = helper.make_model(graph, opset_imports=[
+        helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1),
+    ])  # fmt: skip
     model.ir_version = 9
     data: bytes = onnx.shape_inference.infer_shapes(model).SerializeToString()
     return data
@@ -178,6 +180,56 @@ def test_scaled_query_joins_key_and_value(biased: bool) -> None:
     compiled = compile_model(model)
     assert _families(compiled) == ["matmul", "attention"]
     _against_ort(model, compiled, {"x": _array(2, 5, 12)})
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_products_in_blocks_are_joined(bits: int, zeros: bool) -> None:
+    """Query, key and value with a bias and a factor, then gate and up; three blocks of k."""
+    k, size, widths = 48, 16, {"q": 32, "k": 16, "v": 16, "gate": 24, "up": 24, "odd": 8}
+    constants: dict[str, Array] = {"half": np.array(0.5, np.float32), "bias": _array(32)}
+    nodes = []
+
+    def product(source: str, name: str, k: int, size: int = size) -> None:
+        n, blocks = widths[name], -(-k // size)
+        given = {"codes": RNG.integers(0, 256, (n, blocks, size * bits // 8), np.uint8)}
+        given["scales"] = RNG.uniform(0.005, 0.05, (n, blocks)).astype(np.float32)
+        if zeros:
+            given["zeros"] = RNG.integers(0, 256, (n, -(-blocks * bits // 8)), np.uint8)
+        constants.update({f"{name} {part}": array for part, array in given.items()})
+        nodes.append(helper.make_node(
+            "MatMulNBits", [source, *(f"{name} {part}" for part in given)], [name],
+            domain="com.microsoft", K=k, N=n, bits=bits, block_size=size,
+        ))  # fmt: skip
+
+    for name in ("q", "k", "v"):
+        product("x", name, k)
+    product("x", "odd", k, 32)
+    nodes += [
+        helper.make_node("Add", ["q", "bias"], ["q1"]),
+        helper.make_node("Mul", ["q1", "half"], ["q2"]),
+        helper.make_node("Concat", ["q2", "v", "k", "odd"], ["y"], axis=-1),
+    ]
+    for name in ("gate", "up"):
+        product("z", name, k)
+    nodes += [
+        helper.make_node("Sigmoid", ["gate"], ["g"]),
+        helper.make_node("Mul", ["gate", "g"], ["silu"]),
+        helper.make_node("Mul", ["silu", "up"], ["both"]),
+    ]
+    widths["down"] = 16
+    product("both", "down", 24)
+    model = _model(nodes, {"x": _float("n", k), "z": _float("n", k)}, ["y", "down"], constants, 21)
+    compiled = compile_model(model)
+    assert _families(compiled).count("matmul") == 4
+    gpu = compiled.plan.on_gpu
+    assert sum(family(gpu.kernels[s.kernel]) == "matmul" for s in gpu.steps) == 4
+    made = [gpu.kernels[s.kernel] for s in gpu.steps]
+    assert any(isinstance(m, Matmul) and m.n == 64 for m in made)
+    assert any(isinstance(m, Matmul) and m.n == 48 for m in made)
+    assert isinstance(made[-1], Matmul)
+    assert made[-1].prologue is not None
+    _against_ort(model, compiled, {"x": _array(3, k), "z": _array(3, k)})
 
 
 def test_sizes_outlive_the_nodes_that_made_them() -> None:

@@ -145,13 +145,18 @@ def test_bias_split_gelu(shape: tuple[int, ...]) -> None:
     "names",
     [["y", "mean", "deviation", "sum"], ["y", "", "", "sum"], ["y", "", "deviation"], ["y"]],
 )
-def test_skip_normalization(op: str, names: list[str]) -> None:
+@pytest.mark.parametrize("biased", [False, True])
+def test_skip_normalization(op: str, names: list[str], biased: bool) -> None:
     rng = np.random.default_rng()
     inputs: Inputs = {
         "x": _floats(rng, 2, 3, 16),
         "skip": _floats(rng, 2, 3, 16),
         "gamma": _floats(rng, 16),
     }
+    if op == "SkipLayerNormalization":
+        inputs["beta"] = _floats(rng, 16)
+    if biased:
+        inputs["bias"] = _floats(rng, 16)
     outputs = [(name, np.float32) for name in names]
     model = model_of(op, inputs, outputs, domain=DOMAIN, epsilon=0.01)
     feeds = feeds_of(model, inputs)
