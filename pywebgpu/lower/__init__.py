@@ -30,8 +30,9 @@ from . import (  # noqa: F401  (each registers its operators)
     scatter,
     signal,
 )
-from .engine import Lowering, supported
+from .engine import Lowering
 from .int8 import Int8
+from .supported import supported
 
 __all__ = ["Int8", "Lowering", "lower", "supported"]
 

@@ -18,9 +18,9 @@ from ..codegen.program import LOOP_LIMIT, STACK_LIMIT, Branch, Item, Loop
 from ..codegen.scalar import Op, Scalar, Type
 from ..graph import DType, Graph, Node, TensorType, outer_names
 from ..infer.control import always_on
-from .engine import Lowering, convert
+from .engine import Lowering
 from .registry import lowers
-from .values import Coordinates, Value
+from .values import Coordinates, Value, convert
 
 _NUMBER = TensorType(DType.I32, ())
 Place = Callable[[Coordinates], Scalar]

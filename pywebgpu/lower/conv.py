@@ -14,7 +14,7 @@ from ..codegen.scalar import Op, Scalar, Type
 from ..codegen.spec import Conv, KernelSpec, Matmul, ReduceOp, Storage, View
 from ..graph import DType, Node
 from ..packing import pack_conv, pack_depthwise, pack_exact_conv, pack_int8_conv
-from .engine import Build, Lowering
+from .engine import Lowering
 from .index import Space, unravel
 from .matmul import contiguous_unit, matrix_weights
 from .movement import clamp, reshaped
@@ -177,8 +177,8 @@ def _as_product(
         )  # fmt: skip
 
     return lw.core(
-        dtype, shape, (m, cout), there, Build(build, scratch), fixed=(source, weights),
-        acc=scalar_type(dtype),
+        dtype, shape, (m, cout), there, build, fixed=(source, weights),
+        acc=scalar_type(dtype), reads=scratch,
     )  # fmt: skip
 
 
@@ -240,14 +240,14 @@ def _as_conv(
 
     return lw.core(
         dtype, shape, (batch, *out_size, cout), lambda c: _spatial(c, rank),
-        Build(build, scratch), fixed=(source, weights), acc=scalar_type(dtype),
+        build, fixed=(source, weights), acc=scalar_type(dtype), reads=scratch,
     )  # fmt: skip
 
 
 def _weights(
     lw: Lowering, weight: np.ndarray[Any, Any], groups: int, name: str, dtype: DType
 ) -> tuple[int, tuple[int, ...]]:
-    """The buffer of a packed weight, and what else its kernel binds (see `Build`)."""
+    """The buffer of a packed weight, and what else its kernel binds (see `Core.reads`)."""
     cout, cin = weight.shape[0], weight.shape[1] * groups
     if not dtype.is_float:
         return lw.weight(pack_exact_conv(weight, groups), Storage.I8), ()

@@ -17,10 +17,10 @@ from ..codegen.spec import ReduceOp
 from ..graph import DType, Graph, Node, TensorType
 from .control import Turns
 from .elementwise import both, either, less, maximum, minimum
-from .engine import Lowering, convert
+from .engine import Lowering
 from .index import unravel
 from .registry import lowers
-from .values import Coordinates, Value
+from .values import Coordinates, Value, convert
 
 BLOCK = 64
 """Elements that are added up one by one, before blocks of them are."""

@@ -10,10 +10,10 @@ from ..codegen import scalar as sc
 from ..codegen.scalar import Op, Scalar, Type
 from ..errors import UnsupportedError
 from ..graph import DType, Node
-from .engine import Lowering, convert
+from .engine import Lowering
 from .grids import GRIDS, on_grid
-from .registry import LOWERINGS, lowers
-from .values import Coordinates, Value, scalar_type
+from .registry import LOWERINGS, POINTWISE, lowers
+from .values import Coordinates, Value, convert, scalar_type
 
 Unary = Callable[[Scalar], Scalar]
 Binary = Callable[[Scalar, Scalar], Scalar]
@@ -266,12 +266,11 @@ for _name in BINARY:
 for _name in VARIADIC:
     LOWERINGS["", _name] = _variadic
 
-POINTWISE = {
+POINTWISE |= {
     *UNARY, *SETTINGS, *BINARY, *VARIADIC, "BitShift", "Cast", "CastLike", "Clip", "Gelu",
     "IsInf", "Mod", "Pow", "Where", "Identity", "Dropout", "FastGelu", "QuickGelu",
     "BatchNormalization",
 }  # fmt: skip
-"""Operators whose output element needs the same element of each (broadcast) input."""
 
 
 @lowers("Gelu")

@@ -6,9 +6,9 @@ from ..codegen import scalar as sc
 from ..codegen.dims import product
 from ..codegen.scalar import Op, Scalar
 from ..graph import DType, Node
-from .engine import Lowering, convert
+from .engine import Lowering
 from .registry import lowers
-from .values import Coordinates, Value, scalar_type
+from .values import Coordinates, Value, convert, scalar_type
 
 
 @lowers("Constant")

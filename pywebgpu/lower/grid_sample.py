@@ -9,11 +9,11 @@ from ..codegen.dims import Dim
 from ..codegen.scalar import Op, Scalar, Type
 from ..graph import Node
 from .elementwise import both, maximum, minimum
-from .engine import Lowering, convert
+from .engine import Lowering
 from .movement import clamp
 from .registry import lowers
 from .resize import cubic
-from .values import Coordinates, Value
+from .values import Coordinates, Value, convert
 
 
 def _text(node: Node, name: str, default: str) -> str:

@@ -19,12 +19,12 @@ from ..packing import (
     pack_int8_quantised,
     pack_panels,
 )
-from .engine import Build, Lowering, convert
+from .engine import Lowering
 from .index import unravel
 from .int4 import Int4
 from .movement import reshaped, transposed
 from .registry import lowers
-from .values import Array, Coordinates, Value, scalar_type
+from .values import Array, Coordinates, Value, convert, scalar_type
 
 
 def contiguous_unit(view: View, axis: int, size: Dim) -> View:
@@ -95,8 +95,8 @@ def packed(
         )  # fmt: skip
 
     return lw.core(
-        dtype, shape, (m, n), lambda c: (*unravel(c[0], rows), c[1]), Build(build, scratch),
-        fixed=(source, weights), acc=scalar_type(dtype),
+        dtype, shape, (m, n), lambda c: (*unravel(c[0], rows), c[1]), build,
+        fixed=(source, weights), acc=scalar_type(dtype), reads=scratch,
     )  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def _constant(lw: Lowering, node: Node, index: int) -> Array:
 def matrix_weights(
     lw: Lowering, matrix: Array, name: str, dtype: DType = DType.F32
 ) -> tuple[int, tuple[int, ...]]:
-    """The buffer of a packed K x N constant, and what else its kernel binds (see `Build`)."""
+    """The buffer of a packed K x N constant, and what else its kernel binds (see `Core.reads`)."""
     if not dtype.is_float:
         ones = np.ones(matrix.shape[1], np.float32)
         return lw.weight(pack_int8_quantised(matrix.astype(np.int8), ones), Storage.I8), ()

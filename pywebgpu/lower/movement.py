@@ -13,10 +13,10 @@ from ..codegen.scalar import Op, Scalar
 from ..errors import UnsupportedError
 from ..graph import DType, Node
 from .cost import MAX_VIRTUAL_OPERANDS
-from .engine import Lowering, convert
+from .engine import Lowering
 from .index import unravel
 from .registry import lowers
-from .values import Coordinates, Value, scalar_type
+from .values import Coordinates, Value, convert, scalar_type
 
 
 def axis_of(node: Node, rank: int, name: str = "axis", default: int = 0) -> int:

@@ -8,11 +8,11 @@ from ..codegen.scalar import Op, Scalar, Type
 from ..codegen.spec import ReduceOp
 from ..graph import DType, Node
 from .conv import Window, tap, window_of
-from .engine import Lowering, convert
+from .engine import Lowering
 from .index import unravel
 from .movement import reshaped
 from .registry import lowers
-from .values import Coordinates, Value
+from .values import Coordinates, Value, convert
 
 
 def _window(node: Node, x: Value) -> Window:

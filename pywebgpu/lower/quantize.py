@@ -15,13 +15,13 @@ from ..codegen.scalar import Op, Scalar, Type
 from ..errors import UnsupportedError
 from ..graph import DType, Node
 from .conv import convolve, irregular, window_of
-from .elementwise import POINTWISE, maximum, minimum
-from .engine import Lowering, convert
+from .elementwise import maximum, minimum
+from .engine import Lowering
 from .grids import GRIDS, on_grid
 from .matmul import matmul, packed
 from .movement import replaced, reshaped
-from .registry import lowers
-from .values import Array, Coordinates, Value, scalar_type
+from .registry import POINTWISE, lowers
+from .values import Array, Coordinates, Value, convert, scalar_type
 
 EXACT = 1 << 24
 """f32 holds every integer up to this one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 
 from ..graph import Graph
-from .elementwise import POINTWISE
+from .registry import POINTWISE
 
 REGION = 24
 """Nodes that a value's consumers may span before they meet again."""

@@ -16,6 +16,10 @@ Lower = Callable[["Lowering", Node], "Value | list[Value]"]
 LOWERINGS: dict[tuple[str, str], Lower] = {}
 """By domain ("" is ONNX's) and operator."""
 
+POINTWISE: set[str] = set()
+"""Operators whose output element needs the same element of each (broadcast) input. Like
+`LOWERINGS`, filled by the files that lower them."""
+
 
 def lowers(*ops: str, domain: str = "") -> Callable[[Lower], Lower]:
     """Marks the function that lowers `ops`. It reads the opset from the engine where it matters."""

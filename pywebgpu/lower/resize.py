@@ -13,10 +13,10 @@ from ..errors import UnsupportedError
 from ..graph import Node
 from .antialias import antialiased
 from .elementwise import both, less, maximum, minimum
-from .engine import Lowering, convert
+from .engine import Lowering
 from .movement import clamp
 from .registry import lowers
-from .values import Coordinates, Value, scalar_type
+from .values import Coordinates, Value, convert, scalar_type
 
 Tap = tuple[Scalar, Scalar | None]
 """Source coordinate (inside) and its weight; None for 1."""

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from ..codegen import scalar as sc
 from ..codegen.dims import Dim
-from ..codegen.scalar import Scalar, Type
+from ..codegen.scalar import Op, Scalar, Type
 from ..codegen.spec import KernelSpec, Storage, View
 from ..graph import DType
 from .index import Space
@@ -36,6 +37,33 @@ def scalar_type(dtype: DType) -> Type:
     return Type.F32 if dtype.is_float else Type.I32
 
 
+def convert(value: Scalar, to: Type) -> Scalar:
+    """The same number in another scalar type."""
+    if value.type is to:
+        return value
+    if to is Type.BOOL:
+        if value.op is Op.CONST:
+            return sc.const(bool(value.value))
+        return sc.unary(Op.TO_BOOL, value)
+    return sc.unary(Op.TO_F32 if to is Type.F32 else Op.TO_I32, value)
+
+
+def stored(value: Scalar, storage: Storage) -> Scalar:
+    return convert(value, storage.type)
+
+
+def literal(value: Any, dtype: DType) -> Scalar:
+    """A constant element. Integers beyond 32 bits are left only where the nearest number of 32 bits
+    does as well (`passes.ranges`)."""
+    kind = scalar_type(dtype)
+    if kind is Type.BOOL:
+        return sc.const(bool(value))
+    if kind is Type.F32:
+        return sc.const(float(value), Type.F32)
+    high = DType.U32.limits[1] if dtype is DType.U32 else 2**31 - 1
+    return sc.const(min(max(int(value), -(2**31)), high), Type.I32)
+
+
 @dataclass(eq=False, slots=True)
 class Core:
     """A kernel with an open end: `build(final, store)` closes it.
@@ -43,7 +71,9 @@ class Core:
     `space`: the axes that `final` and the store range over. `priority`: for each of them its rank
     in the preferred order in memory, slowest first. `affine`: the store must be a `View`
     (`build` gets one), not any Scalar. `final`: whether the family has an epilogue at all.
-    `fixed`: buffers that are operands 0, 1, ... by position.
+    `fixed`: buffers that are operands 0, 1, ... by position. `reads`: what it
+    binds beside those and its epilogue's: buffers of its inner expression, or scratch that counts
+    like one.
     """
 
     space: Space
@@ -52,6 +82,7 @@ class Core:
     affine: bool
     final: bool
     priority: tuple[int, ...]
+    reads: tuple[int, ...]
     label: str
     root: Value | None = None
     derived: list[Value] = field(default_factory=list)

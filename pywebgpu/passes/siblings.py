@@ -20,7 +20,7 @@ import numpy as np
 
 from ..graph import Graph, Node, TensorType
 from ..infer.contrib import MICROSOFT
-from ..lower.elementwise import POINTWISE
+from ..lower.registry import POINTWISE
 
 Array = np.ndarray[Any, Any]
 

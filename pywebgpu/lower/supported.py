@@ -1,0 +1,56 @@
+"""What can be lowered at all."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import UnsupportedError
+from ..graph import Graph, Node, subgraphs
+from .registry import LOWERINGS
+from .values import Array
+
+
+def refuse_large(array: Array, name: str) -> None:
+    """Finite float64 numbers that would become infinite."""
+    sizes = np.abs(array[np.isfinite(array)])
+    most = float(sizes.max(initial=0))
+    if most > float(np.finfo(np.float32).max):
+        raise UnsupportedError(
+            "an element does not fit float32",
+            where=f"constant {name!r}" if name else "a constant of float64",
+            got=f"{most:.4g}",
+            expected="at most 3.403e+38",
+            remedy="float64 is computed in float32: export the model in float32",
+        )
+
+
+def refuse_unsupported(graph: Graph) -> None:
+    """One error for all nodes that cannot be lowered."""
+    found: dict[str, list[str]] = {}
+
+    def look(graph: Graph) -> None:
+        for node in graph.nodes:
+            computed = all(name in graph.values for name in node.outputs if name)
+            reason = None if computed else supported(node)
+            if reason is not None:
+                found.setdefault(reason, []).append(node.where())
+            for body in subgraphs(node):
+                look(body)
+
+    look(graph)
+    if found:
+        lines = [f"{reason} ({', '.join(where[:3])}{', ...' if len(where) > 3 else ''})"
+                 for reason, where in found.items()]  # fmt: skip
+        raise UnsupportedError(
+            "; ".join(lines),
+            where=f"model {graph.name!r}",
+            remedy="`pywebgpu check` lists what is supported",
+        )
+
+
+def supported(node: Node) -> str | None:
+    """Why this operator cannot be lowered; None if it can."""
+    if (node.domain, node.op) in LOWERINGS:
+        return None
+    domain = f" of domain {node.domain!r}" if node.domain else ""
+    return f"operator {node.op}{domain} is not supported"
