@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..codegen.dims import Dim, dim_max, floordiv
-from ..graph import TensorType
+from ..graph import Node, TensorType
 from .neural import infer_conv, infer_gemm, matmul_shape
 from .registry import Site, infers, like
 
@@ -69,6 +69,52 @@ def infer_matmul_n_bits(site: Site) -> TensorType:
     return like(x, (*x.shape[:-1], site.attr("N")))
 
 
+_ATTENTION = {
+    "GroupQueryAttention": (
+        {"do_rotary", "k_quant_type", "kv_cache_bit_width", "kv_num_heads", "local_window_size",
+         "num_heads", "qk_output", "rotary_interleaved", "scale", "smooth_softmax", "softcap",
+         "v_quant_type"},
+        (3, 4),
+        (12, ("k_scale", "v_scale")),
+    ),
+    "MultiHeadAttention": (
+        {"mask_filter_value", "num_heads", "scale", "unidirectional"},
+        (6, 7),
+        (8, ("past_sequence_length", "cache_indirection")),
+    ),
+}  # fmt: skip
+"""The attributes that are known; the inputs that are the past; the first input that is refused,
+and the names of those from there on."""
+
+
+def refused_attention(node: Node) -> str | None:
+    """What an attention of com.microsoft asks for that is not done: quantised caches, scores as an
+    output, inputs of ONNX Runtime's own decoding loops, and attributes nobody has heard of, which
+    must not be left out in silence. None if nothing is, or for any other operator."""
+    if node.domain != MICROSOFT or node.op not in _ATTENTION:
+        return None
+    known, past, (first, names) = _ATTENTION[node.op]
+    attrs = node.attrs
+    given = [i < len(node.inputs) and bool(node.inputs[i]) for i in range(first)]
+    bad = sorted(attrs.keys() - known)
+    bad += [f"{s}_quant_type" for s in "kv" if attrs.get(f"{s}_quant_type", "NONE") != "NONE"]
+    bad += ["softcap"] if attrs.get("softcap", 0) < 0 else []
+    window = attrs.get("local_window_size", -1)
+    bad += ["local_window_size"] if window == 0 or window < -1 else []
+    for name in bad:
+        return f"attribute {name} = {attrs[name]!r}"
+    for i, name in enumerate(node.inputs[first:]):
+        if name:
+            return f"input {names[i] if i < len(names) else first + i}"
+    if any(node.outputs[3:]):
+        return "its scores as an output"
+    if given[past[0]] != given[past[1]]:
+        return "only one of past_key and past_value"
+    if attrs.get("do_rotary", 0) and not (given[7] and given[8]):
+        return "attribute do_rotary = 1 and no cos_cache and sin_cache"
+    return None
+
+
 @infers("MultiHeadAttention", domain=MICROSOFT)
 def infer_multi_head_attention(site: Site) -> list[TensorType]:
     """q (b, s, h*d); k and v alike, or (b, h, s, d); or all three packed in q: (b, s, h, 3, d)."""
@@ -89,7 +135,8 @@ def infer_multi_head_attention(site: Site) -> list[TensorType]:
     keys, values = (
         like(q, (q.shape[0], heads, past + length, d)) for d in (size, floordiv(width, heads))
     )
-    return [out, keys, values][: len(site.node.outputs)]
+    scores = like(q, (q.shape[0], heads, q.shape[1], past + length))
+    return [out, keys, values, scores][: len(site.node.outputs)]
 
 
 @infers("GroupQueryAttention", domain=MICROSOFT)
@@ -108,4 +155,5 @@ def infer_group_query_attention(site: Site) -> list[TensorType]:
         site.same(past[3], size)
         length = dim_max(past[2], site.sizes(6, "total_sequence_length")[0])
     cache = like(q, (b, kv_heads, length, size))
-    return [like(q, (b, s, size * heads)), cache, cache][: len(site.node.outputs)]
+    scores = like(q, (b, heads, s, length))
+    return [like(q, (b, s, size * heads)), cache, cache, scores][: len(site.node.outputs)]

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..errors import UnsupportedError
 from ..graph import Graph, Node, subgraphs
+from ..infer.contrib import refused_attention
 from .registry import LOWERINGS
 from .values import Array
 
@@ -52,5 +53,8 @@ def supported(node: Node) -> str | None:
     """Why this operator cannot be lowered; None if it can."""
     if (node.domain, node.op) in LOWERINGS:
         return None
+    refused = refused_attention(node)
+    if refused is not None:
+        return f"{node.op} with {refused} is not supported"
     domain = f" of domain {node.domain!r}" if node.domain else ""
     return f"operator {node.op}{domain} is not supported"

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..codegen.dims import Dim, dim_max, floordiv
 from ..graph import INTERNAL, DType, Node, Shape
+from ..infer.contrib import refused_attention
 from .edit import Editor
 
 
@@ -55,10 +56,7 @@ def _attend(
 
 
 def multi_head(edit: Editor, node: Node) -> bool:
-    """Refused: what only ONNX Runtime's decoding loops use (a past's length, beams)."""
-    if any(node.inputs[8:]) or bool(_given(node, 6)) != bool(_given(node, 7)):
-        return False
-    if any(edit.uses(name) for name in node.outputs[3:] if name):
+    if refused_attention(node) is not None:
         return False
     heads = node.attrs["num_heads"]
     names = _unpacked(edit, node)
@@ -162,23 +160,20 @@ def _padding(edit: Editor, node: Node, batch: Dim, length: Dim, total: Dim) -> s
 
 
 def group_query(edit: Editor, node: Node) -> bool:
-    """Refused: quantised caches, and scores as an output."""
+    if refused_attention(node) is not None:
+        return False
     attrs = node.attrs
-    if any(node.inputs[12:]) or any(edit.uses(name) for name in node.outputs[3:] if name):
-        return False
-    if any(attrs.get(f"{side}_quant_type", "NONE") != "NONE" for side in "kv"):
-        return False
     heads, kv_heads = attrs["num_heads"], attrs["kv_num_heads"]
     past = [_given(node, 3), _given(node, 4)]
     split = _split(edit, node, heads, kv_heads)
-    if split is None or bool(past[0]) != bool(past[1]):
+    if split is None:
         return False
     batch, length, _ = edit.shape(node.inputs[0])
     size = int(str(edit.shape(split[0])[3]))
     before = _past_lengths(edit, _given(node, 5), batch, length) if past[0] else ""
     if attrs.get("do_rotary", 0):
-        cos, sin = _given(node, 7), _given(node, 8)
-        half = edit.shape(cos)[1] if cos and sin else None
+        cos, sin = node.inputs[7:9]
+        half = edit.shape(cos)[1]
         if not isinstance(half, int):
             return False
         where = _given(node, 9) or _positions(edit, before, batch, length)
