@@ -334,34 +334,50 @@ export class InferenceSession {
     // Several runs may have failed with one device: the first to come here replaces it for all.
     if (!this.#isReplaceable()) return;
     const old = /** @type {GpuHost} */ (this.#host);
-    const error = /** @type {DeviceError} */ (old.wrong ?? old.lost);
-    /** @type {(() => Host)[]} */
-    const makers = [() => new GpuHost({ ...this.#options, without: old.without })];
-    if (old.wrong) {
-      const { name } = /** @type {import("./bundle.js").GpuVariant} */ (old.chosen);
-      this.#unavailable.push({ feature: `wgsl-${name}`, reason: error.message });
-      const without = [...old.without, name];
-      makers[0] = () => new GpuHost({ ...this.#options, without });
-      if (this.#options.executionProviders?.includes("wasm") ?? true) {
-        makers.push(() => new WasmHost(this.#options));
-      }
-    }
     this.#bundle.signal = undefined;
-    for (const make of makers) {
-      const host = make();
-      try {
-        const finder = this.#kept.finder(this.#bundle.manifest);
-        await host.load(this.#bundle, old.wrong ? this.#unavailable : [], finder);
-      } catch (cause) {
-        host.release();
-        if (make !== makers[makers.length - 1] && cause instanceof DeviceError) continue;
-        throw old.wrong ? error : cause;
-      }
-      old.release();
-      this.#host = host;
-      if (this.#released) host.release();
-      return;
+    const host = old.wrong
+      ? await this.#avoid(old)
+      : await this.#load(new GpuHost({ ...this.#options, without: old.without }), []);
+    old.release();
+    this.#host = host;
+    if (this.#released) host.release();
+  }
+
+  /**
+   * Where shaders compute wrongly: the next variant of them, or wasm. Rejects with what was wrong.
+   * @param {GpuHost} old
+   * @returns {Promise<Host>}
+   */
+  async #avoid(old) {
+    const { name } = /** @type {import("./bundle.js").GpuVariant} */ (old.chosen);
+    const wrong = /** @type {DeviceError} */ (old.wrong);
+    this.#unavailable.push({ feature: `wgsl-${name}`, reason: wrong.message });
+    const without = [...old.without, name];
+    try {
+      return await this.#load(new GpuHost({ ...this.#options, without }), this.#unavailable);
+    } catch (cause) {
+      const wasm = this.#options.executionProviders?.includes("wasm") ?? true;
+      if (!wasm || !(cause instanceof DeviceError)) throw wrong;
     }
+    try {
+      return await this.#load(new WasmHost(this.#options), this.#unavailable);
+    } catch {
+      throw wrong;
+    }
+  }
+
+  /**
+   * @param {Host} host
+   * @param {Unavailable[]} unavailable
+   */
+  async #load(host, unavailable) {
+    try {
+      await host.load(this.#bundle, unavailable, this.#kept.finder(this.#bundle.manifest));
+    } catch (error) {
+      host.release();
+      throw error;
+    }
+    return host;
   }
 
   /**
