@@ -11,7 +11,7 @@ import numpy as np
 from .compare import complete_feeds
 from .compile import Compiled
 from .feeds import Array, input_specs
-from .lower.int8 import Int8, QuantisedTensor
+from .lower.int8 import Int8, KeptTensor, QuantisedTensor
 from .session import InferenceSession
 
 WORST = 8
@@ -34,7 +34,8 @@ class OutputAccuracy:
 
 @dataclass(frozen=True, slots=True)
 class AccuracyReport:
-    """`tensors`: the constants with the largest errors. `feeds`: "random" or "given"."""
+    """`tensors`: the constants with the largest errors. `floats`: those of products that stay f32.
+    `feeds`: "random" or "given"."""
 
     quantize: str
     feeds: str
@@ -44,6 +45,7 @@ class AccuracyReport:
     quantised: int
     kept: tuple[str, ...]
     tensors: tuple[QuantisedTensor, ...]
+    floats: tuple[KeptTensor, ...]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,6 +67,9 @@ class AccuracyReport:
         if self.tensors:
             found.append("  constants that lost most (relative error; --keep NAME leaves one f32):")
             found += [f"    {t.name} {list(t.shape)}: {100 * t.error:.2f} %" for t in self.tensors]
+        if self.floats:
+            found.append("  constants of products that stay f32:")
+            found += [f"    {t.name} {list(t.shape)}: {_why(t)}" for t in self.floats]
         return found
 
 
@@ -103,7 +108,14 @@ def accuracy(
         quantised=len(worst),
         kept=tuple(sorted(int8.used)),
         tensors=tuple(worst[:WORST]),
+        floats=tuple(int8.floats[name] for name in sorted(int8.floats)),
     )
+
+
+def _why(kept: KeptTensor) -> str:
+    if kept.gain is None:
+        return kept.reason
+    return f"{kept.reason} (on the CPU bytes should take {1 / kept.gain:.1f} times as long)"
 
 
 def _compare(name: str, got: Array, want: Array) -> OutputAccuracy:

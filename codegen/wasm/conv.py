@@ -103,7 +103,7 @@ def _int8_space(spec: Conv, caps: WasmCaps, panels: int) -> list[Knobs]:
     most = max(8, _RECORD_BYTES // depth)
     height, width = _block(spec)
     width = min(width, most)
-    block = (max(1, min(height, most // width)), width)
+    block = (_even(spec.out_size[0], max(1, min(height, most // width))), width)
     pixels = _pixels(spec, block)
     found: dict[Knobs, None] = {}
     short = caps.relaxed and spec.operands[0] is not Storage.I32
@@ -115,6 +115,14 @@ def _int8_space(spec: Conv, caps: WasmCaps, panels: int) -> list[Knobs]:
     if pixels is not None:
         candidates.sort(key=lambda c: -(-pixels // c.rows) * int8.cost(c.rows, c.panels))
     return candidates
+
+
+def _even(size: Dim, most: int) -> int:
+    """Rows of a block, at most `most`, so that blocks overlap least: what two of them have in
+    common is computed twice."""
+    if not isinstance(size, int):
+        return most
+    return min(range(most, most // 2, -1), key=lambda rows: -(-size // rows) * rows)
 
 
 def _block(spec: Conv) -> tuple[int, int]:

@@ -116,9 +116,14 @@ def _cost(spec: Conv, knobs: Knobs) -> float:
 
 def direct_cost(spec: Conv) -> float:
     """The same for the plain sum."""
+    return pixels(spec) * 9 * spec.cin * align_int(spec.cout, PANEL) / 4
+
+
+def pixels(spec: Conv) -> int:
+    """Of the output; a guess where sizes come at run time."""
     oh, ow = (s if isinstance(s, int) else 32 for s in spec.out_size)
     batch = spec.batch if isinstance(spec.batch, int) else 1
-    return batch * oh * ow * 9 * spec.cin * align_int(spec.cout, PANEL) / 4
+    return batch * oh * ow
 
 
 def _odd_lines(count: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from ..codegen import scalar as sc
 from ..codegen.dims import Dim, ceildiv, dim_max, product
 from ..codegen.scalar import Op, Scalar, Type
 from ..codegen.spec import Conv, KernelSpec, Matmul, ReduceOp, Storage, View
+from ..codegen.wasm.estimate import conv_cost
 from ..graph import DType, Node
 from ..packing import pack_conv, pack_depthwise, pack_exact_conv, pack_int8_conv
 from .engine import Lowering
@@ -168,7 +169,7 @@ def _as_product(
     if found is None or not channels_adjacent(found[1]):
         return None
     source, view = found
-    weights, scratch = matrix_weights(lw, weight.reshape(cout, cin).T, name, dtype)
+    weights, scratch = matrix_weights(lw, weight.reshape(cout, cin).T, m, name, dtype)
 
     def build(final: Scalar, store: Any) -> KernelSpec:
         return Matmul(
@@ -216,10 +217,9 @@ def _as_conv(
         (lambda view: True) if direct else accept,
     )
     view = contiguous_unit(view, 3, cin)
-    weights, scratch = _weights(lw, weight, groups, name, dtype)
     none: tuple[Any, ...] = () if rank == 4 else (0,)
 
-    def build(final: Scalar, store: Any) -> KernelSpec:
+    def build(final: Scalar, store: Any) -> Conv:
         return Conv(
             batch=batch,
             in_size=(in_size[0], in_size[1]),
@@ -238,6 +238,8 @@ def _as_conv(
             output=_storage(final),
         )
 
+    plain = replace(build(sc.acc(), view), operands=(Storage.F32, Storage.F32))
+    weights, scratch = _weights(lw, weight, plain, name, dtype)
     return lw.core(
         dtype, shape, (batch, *out_size, cout), lambda c: _spatial(c, rank),
         build, fixed=(source, weights), acc=scalar_type(dtype), reads=scratch,
@@ -245,18 +247,20 @@ def _as_conv(
 
 
 def _weights(
-    lw: Lowering, weight: np.ndarray[Any, Any], groups: int, name: str, dtype: DType
+    lw: Lowering, weight: np.ndarray[Any, Any], plain: Conv, name: str, dtype: DType
 ) -> tuple[int, tuple[int, ...]]:
-    """The buffer of a packed weight, and what else its kernel binds (see `Core.reads`)."""
-    cout, cin = weight.shape[0], weight.shape[1] * groups
+    """The buffer of a packed weight, and what else its kernel binds (see `Core.reads`). plain: the
+    kernel if everything were f32."""
+    groups = plain.groups
     if not dtype.is_float:
         return lw.weight(pack_exact_conv(weight, groups), Storage.I8), ()
-    if groups == cin == cout:
+    if plain.depthwise:
         return lw.weight(pack_depthwise(weight), Storage.F32), ()
     if name and lw.int8 is not None:
         # One column of K = window x channels per output channel.
-        matrix = weight.reshape(cout, -1).T
-        if lw.int8.takes(matrix, "" if lw.node is None else lw.node.name, name):
+        matrix = weight.reshape(plain.cout, -1).T
+        node = "" if lw.node is None else lw.node.name
+        if lw.int8.takes(matrix, node, name, conv_cost(plain)):
             lw.int8.note(name, matrix)
             weights = lw.weight(pack_int8_conv(weight, groups), Storage.I8)
             return weights, (weights,)

@@ -8,9 +8,10 @@ from typing import ClassVar
 import numpy as np
 
 from ..codegen.spec import Blocks
+from ..codegen.wasm.estimate import Cost
 from ..graph import Graph
 from ..packing import quantise_blocks
-from .int8 import Int8, QuantisedTensor
+from .int8 import Int8, KeptTensor, QuantisedTensor
 from .values import Array
 
 SIZE = 32
@@ -24,10 +25,15 @@ class Int4(Int8):
 
     kind: ClassVar[str] = "int4"
 
-    def takes(self, matrix: Array, *names: str) -> bool:
-        if self._kept(names) or not np.isfinite(matrix).all():
-            return False
-        return matrix.shape[-2] >= SIZE and matrix.size >= LEAST_ELEMENTS
+    def takes(self, matrix: Array, node: str, name: str, cost: Cost) -> bool:
+        """As for bytes; `cost` decides nothing, since codes are for size."""
+        reason = self._against(matrix, node, name)
+        if reason is not None:
+            self.floats[name] = KeptTensor(name, tuple(matrix.shape), reason)
+        return reason is None
+
+    def _fits(self, depth: int, elements: int) -> bool:
+        return depth >= SIZE and elements >= LEAST_ELEMENTS
 
     def tables(self, graph: Graph) -> set[str]:
         """None: tables that rows are looked up in stay floats."""

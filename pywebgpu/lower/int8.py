@@ -2,7 +2,10 @@
 
 Matrices of products and convolutions are quantised per output column (see `codegen.spec.Matmul` for
 what happens to the other operand), tables that rows are gathered from per row. Small ones stay f32:
-they would save nothing, and the first and last layers of small models need their precision.
+they would save nothing, and the first and last layers of small models need their precision. So do
+those whose product is quicker in f32 on the CPU (see `codegen.wasm.estimate`): Winograd has most
+3x3 convolutions do less than half the multiplications, which bytes cannot have, and where there are
+few columns, rounding the other operand takes longer than what is saved.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import numpy as np
 from ..codegen import scalar as sc
 from ..codegen.scalar import Op, Type
 from ..codegen.spec import Storage
+from ..codegen.wasm.estimate import Cost
 from ..graph import Graph
 from ..packing import quantise_columns, quantise_rows
 from .values import Array, Coordinates, Read
@@ -38,22 +42,49 @@ class QuantisedTensor:
     error: float
 
 
+@dataclass(frozen=True, slots=True)
+class KeptTensor:
+    """A constant of a product that stays f32. `gain`: how many times as quick bytes should be on
+    the CPU, where that is the reason."""
+
+    name: str
+    shape: tuple[int, ...]
+    reason: str
+    gain: float | None = None
+
+
 @dataclass(slots=True)
 class Int8:
     """The choice, and a record of what it led to. keep: nodes or constants that stay f32."""
 
     keep: Collection[str] = ()
     tensors: dict[str, QuantisedTensor] = field(default_factory=dict)
+    floats: dict[str, KeptTensor] = field(default_factory=dict)
+    """Constants of products that stay f32, by name."""
     used: set[str] = field(default_factory=set)
     """Names of `keep` that were met."""
     kind: ClassVar[str] = "int8"
 
-    def takes(self, matrix: Array, *names: str) -> bool:
-        """Does a product with this K x N constant become one of bytes? names: node, constant."""
-        if self._kept(names) or not np.isfinite(matrix).all():
-            return False
-        k = matrix.shape[-2]
-        return LEAST_DEPTH <= k < 1 << 16 and matrix.size >= LEAST_ELEMENTS
+    def takes(self, matrix: Array, node: str, name: str, cost: Cost) -> bool:
+        """Does a product with this K x N constant become one of bytes?"""
+        reason, gain = self._against(matrix, node, name), None
+        if reason is None and cost.int8 >= cost.f32:
+            gain = cost.gain
+            reason = "Winograd in f32 is quicker" if cost.method == "Winograd" else "f32 is quicker"
+        if reason is not None:
+            self.floats[name] = KeptTensor(name, tuple(matrix.shape), reason, gain)
+        return reason is None
+
+    def _against(self, matrix: Array, node: str, name: str) -> str | None:
+        """What speaks against this constant as codes, whatever it takes."""
+        if self._kept((node, name)):
+            return "as asked"
+        if not np.isfinite(matrix).all():
+            return "not finite"
+        return None if self._fits(matrix.shape[-2], matrix.size) else "its size"
+
+    def _fits(self, depth: int, elements: int) -> bool:
+        return LEAST_DEPTH <= depth < 1 << 16 and elements >= LEAST_ELEMENTS
 
     def _kept(self, names: tuple[str, ...]) -> bool:
         met = {name for name in names if name} & set(self.keep)

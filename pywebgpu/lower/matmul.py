@@ -11,6 +11,7 @@ from ..codegen import scalar as sc
 from ..codegen.dims import Dim, product
 from ..codegen.scalar import Scalar, Type
 from ..codegen.spec import Blocks, KernelSpec, Matmul, ReduceOp, Storage, View
+from ..codegen.wasm.estimate import product_cost
 from ..graph import DType, Node
 from ..packing import (
     bit_fields,
@@ -81,12 +82,16 @@ def packed(
     """
     k, n = matrix.shape
     node = "" if lw.node is None else lw.node.name
-    if name and isinstance(lw.int8, Int4) and lw.int8.takes(matrix, node, name):
-        return in_blocks(lw, dtype, shape, a, k, n, *lw.int8.quantise(name, matrix))
     rows = shape[:-1]
     m = product(rows)
+    if (
+        name
+        and isinstance(lw.int8, Int4)
+        and lw.int8.takes(matrix, node, name, product_cost(m, n, k))
+    ):
+        return in_blocks(lw, dtype, shape, a, k, n, *lw.int8.quantise(name, matrix))
     source, view = lw.view(a, (m, k), lambda c: _broadcast_rows(a, rows, c))
-    weights, scratch = matrix_weights(lw, matrix, name, dtype)
+    weights, scratch = matrix_weights(lw, matrix, m, name, dtype)
 
     def build(final: Scalar, store: Any) -> KernelSpec:
         return Matmul(
@@ -156,15 +161,17 @@ def _constant(lw: Lowering, node: Node, index: int) -> Array:
 
 
 def matrix_weights(
-    lw: Lowering, matrix: Array, name: str, dtype: DType = DType.F32
+    lw: Lowering, matrix: Array, rows: Dim, name: str, dtype: DType = DType.F32
 ) -> tuple[int, tuple[int, ...]]:
-    """The buffer of a packed K x N constant, and what else its kernel binds (see `Core.reads`)."""
+    """The buffer of a packed K x N constant that `rows` rows meet, and what else its kernel binds
+    (see `Core.reads`)."""
     if not dtype.is_float:
         ones = np.ones(matrix.shape[1], np.float32)
         return lw.weight(pack_int8_quantised(matrix.astype(np.int8), ones), Storage.I8), ()
     node = "" if lw.node is None else lw.node.name
     int8 = None if isinstance(lw.int8, Int4) else lw.int8
-    if name and int8 is not None and int8.takes(matrix, node, name):
+    cost = product_cost(rows, matrix.shape[1], matrix.shape[0])
+    if name and int8 is not None and int8.takes(matrix, node, name, cost):
         int8.note(name, matrix)
         weights = lw.weight(pack_int8_panels(matrix), Storage.I8)
         return weights, (weights,)
