@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from pywebgpu.codegen.spec import Storage
 from pywebgpu.compile import Compiled, compile_model
@@ -124,11 +126,46 @@ def test_the_report_says_what_it_cost(tmp_path: Path) -> None:
     assert 0.99 < output.cosine <= 1
     assert [t.error for t in report.tensors] == sorted(t.error for t in report.tensors)[::-1]
     json.dumps(report.to_json(), allow_nan=False)
+    quicker = {t.name: t for t in report.floats if t.gain is not None}
+    assert quicker["0.features.3.weight"].reason.startswith("Winograd")
+    assert any("0.features.3.weight" in line and "Winograd" in line for line in report.lines())
+    assert not quicker.keys() & {t.name for t in report.tensors}
     worst = report.tensors[0].name
     kept = export(_model("digits"), tmp_path / "kept", quantize="int8", keep=[worst]).accuracy
     assert kept is not None
     assert kept.kept == (worst,)
     assert worst not in {t.name for t in kept.tensors}
+    assert {t.name: t.reason for t in kept.floats}[worst] == "as asked"
+
+
+@pytest.mark.parametrize(
+    ("size", "cin", "cout", "kernel", "stride", "bytes_win"),
+    [
+        (56, 64, 64, 3, 1, False),  # Winograd does a third of the multiplications
+        (14, 256, 256, 3, 1, False),
+        (7, 512, 512, 3, 1, True),  # and here more than bytes take: tiles leave the image
+        (56, 128, 128, 3, 2, True),
+        (56, 64, 64, 5, 1, True),
+        (56, 32, 8, 3, 2, False),  # few columns
+    ],
+)
+def test_which_convolutions_become_bytes(
+    size: int, cin: int, cout: int, kernel: int, stride: int, bytes_win: bool
+) -> None:
+    """As measured, layer by layer."""
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, cin, size, size])
+    weight = np.random.default_rng().standard_normal((cout, cin, kernel, kernel), np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[kernel // 2] * 4, strides=[stride] * 2)
+    graph = helper.make_graph(
+        [node], "conv", [image],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "w")],
+    )  # fmt: skip
+    int8 = Int8()
+    model = onnx.shape_inference.infer_shapes(helper.make_model(graph))
+    compile_model(model.SerializeToString(), int8=int8)
+    assert ("w" in int8.tensors) == bytes_win
+    assert ("w" in int8.floats) != bytes_win
 
 
 @pytest.mark.parametrize("provider", ["wasm", "webgpu"])
