@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from pywebgpu.codegen.program import LOOP_LIMIT, STACK_LIMIT
 from pywebgpu.export import export
 from tests.executors_seen import record_executor
 from tests.ops import test_control as control
@@ -106,14 +107,16 @@ def test_as_onnxruntime(open_page: OpenPage, site: Path, executor: str, tmp_path
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-def test_a_loop_without_end(open_page: OpenPage, site: Path, executor: str, tmp_path: Path) -> None:
+def test_more_turns_than_there_is_room_for(
+    open_page: OpenPage, site: Path, executor: str, tmp_path: Path
+) -> None:
     """An error that says so, and the session goes on."""
     provider, server = EXECUTORS[executor]
     onnx.save(control.halving(trips=True, rows=True), tmp_path / "m.onnx")
-    export(tmp_path / "m.onnx", site / "endless")
+    export(tmp_path / "m.onnx", site / "long")
     facts, after = run(
         open_page(**server),
-        """const session = await t.create(arg, {}, "endless");
+        """const session = await t.create(arg, {}, "long");
         const ask = (x, m) => session.run({
           x: new t.Tensor("float32", [x]), m: new t.Tensor("int64", [m], []) });
         const facts = await t.facts(ask(Infinity, 5000n));
@@ -124,3 +127,37 @@ def test_a_loop_without_end(open_page: OpenPage, site: Path, executor: str, tmp_
     assert "there is room for" in facts["message"]
     assert facts["got"] == "5000"
     assert after == [2.0]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_loop_without_end(open_page: OpenPage, site: Path, executor: str, tmp_path: Path) -> None:
+    """It is given up, the error names it, runs that waited behind it get their answers, and the
+    session goes on. Where a turn takes a round trip or a barrier only with rows, which allow fewer.
+    """
+    provider, server = EXECUTORS[executor]
+    limits = {True: STACK_LIMIT} | ({False: LOOP_LIMIT} if executor == "wasm" else {})
+    page = open_page(**server)
+    for rows, limit in limits.items():
+        onnx.save(control.halving(rows=rows), tmp_path / "m.onnx")
+        export(tmp_path / "m.onnx", site / f"endless-{rows}")
+        facts, behind, after = run(
+            page,
+            """const session = await t.create(arg[0], {}, arg[1]);
+            const ask = async (x) =>
+              [...(await session.run({ x: new t.Tensor("float32", [x]) })).z.data];
+            const [facts, behind] = await Promise.all([t.facts(ask(Infinity)), ask(4)]);
+            const after = await ask(8);
+            session.release();
+            return [facts, behind, after];""",
+            [provider, f"endless-{rows}"],
+        )
+        assert facts["name"] == "InputError"
+        assert facts["isOurs"]
+        assert facts["what"] == "the loop does not end"
+        assert "Loop" in facts["where"]
+        assert facts["got"] == f"{limit} turns"
+        assert facts["remedy"]
+        # 4, 2, 1 and the turns' numbers 0 + 1; 8, 4, 2, 1 and 0 + 1 + 2.
+        assert behind == [2.0]
+        assert after == [4.0]
+    record_executor(f"chromium-{provider}")
