@@ -122,11 +122,12 @@ export class GpuHost {
     this.bundle = bundle;
     const variants = await this.#choose(manifest);
     const device = await this.#open(variants[0].kernels);
-    while (variants[0].check && !(await healthy(device, variants[0].check))) {
+    while (variants[0]?.check && !(await healthy(device, variants[0].check))) {
       const [{ name }] = variants.splice(0, 1);
       const reason = `the shaders "${name}" compute wrong numbers on this device`;
       unavailable?.push({ feature: `wgsl-${name}`, reason });
     }
+    if (!variants.length) throw noneIsRight();
     bundle.expect([variants[0].file, ...manifest.weights.shards]);
     const weights = this.#loadWeights(device, bundle);
     weights.catch(() => {});
@@ -190,10 +191,7 @@ export class GpuHost {
     const left = variants.filter(({ name }) => !this.without.includes(name));
     const met = left.filter(({ needs }) => needs.every((name) => offered.has(name)));
     if (met.length) return [met[0], ...met.slice(1).filter(({ check }) => !check)];
-    throw new DeviceError("no shaders of the bundle compute right numbers on this device", {
-      where: "webgpu",
-      remedy: "Update the GPU's driver, or use the wasm provider.",
-    });
+    throw noneIsRight();
   }
 
   /** @param {GpuKernel[]} kernels */
@@ -706,6 +704,12 @@ export class GpuHost {
     this.gpuDevice?.destroy();
   }
 }
+
+const noneIsRight = () =>
+  new DeviceError("no shaders of the bundle compute right numbers on this device", {
+    where: "webgpu",
+    remedy: "Update the GPU's driver, or use the wasm provider.",
+  });
 
 /** @param {string[]} features */
 function lacks(features) {

@@ -54,6 +54,24 @@ def test_checked_variants(
     assert len(y) == 2
 
 
+def test_wasm_takes_over_where_no_variant_is_right(open_page: OpenPage, site: Path) -> None:
+    path = site / "mini" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    (plain,) = manifest["webgpu"]["variants"]
+    check = _CHECK.replace("VALUE", "wrong[0] = 3u;")
+    manifest["webgpu"]["variants"] = [{**plain, "name": "checked", "check": check}]
+    path.write_text(json.dumps(manifest))
+    alone, provider, y = run(
+        open_page(),
+        """const alone = await t.facts(t.create("webgpu"));
+        const s = await t.InferenceSession.create("mini");
+        return [alone, s.info.provider, (await t.ask(s, [1, 2])).y];""",
+    )
+    assert alone["name"] == "DeviceError"
+    assert "compute right numbers" in alone["message"]
+    assert (provider, y) == ("wasm", expected([1.0, 2.0]))
+
+
 _HALVE = """
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read_write> y: array<f32>;
