@@ -17,6 +17,23 @@ READ_SLACK = 64
 """Bytes past a buffer's end that a kernel may read."""
 
 
+LINE = 64
+"""Bytes of a cache line: what two threads write at a time lies on two of them."""
+
+COUNTS = "counts"
+"""The module's variable with the address of the step's counter of thread 0: how many pieces of its
+share are taken. The next thread's is `LINE` bytes on. 0: shares are not divided."""
+
+MOST_COUNTED = 16
+"""Threads that take over from each other; a larger team has fixed shares. Also how many steps a
+team plays between two barriers, each with counters of its own."""
+
+
+def counts_base(n_params: int) -> int:
+    """Address of the counters, `MOST_COUNTED` lines, in a module with that many parameters."""
+    return (PARAMS_BASE + 4 * n_params + LINE - 1) // LINE * LINE
+
+
 def weights_base(n_params: int) -> int:
     """Address of the weight space in a module with that many parameters."""
-    return (PARAMS_BASE + 4 * n_params + 255) // 256 * 256
+    return (counts_base(n_params) + MOST_COUNTED * LINE + 255) // 256 * 256

@@ -473,6 +473,17 @@ class Function:
         self._code += uleb(local.index)
         self._stack.append(local.type)
 
+    def global_get(self, name: str) -> None:
+        """Push the module's variable of that name."""
+        self._code.append(0x23)
+        self._code += uleb(self.module.variable(name))
+        self._stack.append(I32)
+
+    def global_set(self, name: str) -> None:
+        self._take([I32])
+        self._code.append(0x24)
+        self._code += uleb(self.module.variable(name))
+
     # -- integers ---------------------------------------------------------------------------------
 
     def push(self, *values: IntLike) -> None:
@@ -1139,6 +1150,9 @@ MAX_PAGES = 65536
 """An imported memory's declared maximum must be at least the provided one's: all of 4 GiB."""
 
 
+_VARIABLE = b"\x7f\x01\x41\x00\x0b"  # i32, mutable, i32.const 0
+
+
 class Module:
     """A module that imports its memory as `env.memory`.
 
@@ -1152,6 +1166,12 @@ class Module:
         self._exports: list[tuple[str, int]] = []
         self._custom: list[tuple[str, bytes]] = []
         self._helpers: dict[str, Function] = {}
+        self._variables: dict[str, int] = {}
+
+    def variable(self, name: str) -> int:
+        """The number of the instance's i32 of that name; it is 0 at first. Other instances over the
+        same memory have their own."""
+        return self._variables.setdefault(name, len(self._variables))
 
     def function(
         self, name: str, params: Sequence[ValType] = (), results: Sequence[ValType] = ()
@@ -1203,6 +1223,7 @@ class Module:
             (1, _vector(list(types))),
             (2, _vector([memory])),
             (3, _vector(numbers)),
+            *([(6, _vector([_VARIABLE] * len(self._variables)))] if self._variables else []),
             (7, _vector(exports)),
             (10, _vector([f._encode() for f in self.functions])),
         ]

@@ -21,7 +21,7 @@ from ..spec import PANEL, Attention
 from .asm import I32, V128, Function, IntLike, Local, Module, affine, imax, imin
 from .kernel import WasmKernel
 from .loops import Frame, entry, inner
-from .partition import share
+from .partition import shares
 from .product import (
     Core,
     Panels,
@@ -420,10 +420,13 @@ class _Emitter:
         )
         blocks = f.hold((affine(q_len) + (knobs.q_block - 1)) // knobs.q_block)
         total = f.hold(affine(batch) * blocks * spec.heads)
-        at, stop = share(f, frame.thread, frame.threads, total)
         j0, r = f.locals(I32, 2)
         v_step = f.hold(affine(frame.size(spec.v.strides[2])) * 4)
-        with f.loop_range(at, None, stop), f.scope():
+        with (
+            shares(f, frame.thread, frame.threads, total) as (at, stop),
+            f.loop_range(at, None, stop),
+            f.scope(),
+        ):
             rest = f.value(affine(at) // blocks)
             i0 = f.value((at - affine(rest) * blocks) * knobs.q_block)
             b = f.value(rest // spec.heads)

@@ -21,7 +21,7 @@ from ..spec import PANEL, Conv, Storage, int8_panel_bytes
 from . import depthwise, int8, planar, winograd
 from .asm import I32, Function, Int, IntLike, Local, Module, affine, imin
 from .kernel import WasmKernel
-from .partition import share
+from .partition import shares
 from .patch import copy_patch, slack
 from .product import (
     Core,
@@ -317,12 +317,8 @@ class _Emitter:
         patch = None
         if self.copy:
             patch = copy_patch(self.module, spec, self.in_rows, self.in_columns)
-        n_ops = len(spec.operands)
-        f = self.module.function("conv", [I32] * (4 + n_ops + spec.n_args))
-        thread, threads = f.params[:2]
-        operands, output = f.params[2 : 2 + n_ops], f.params[2 + n_ops]
-        scratch, args = f.params[3 + n_ops], f.params[4 + n_ops :]
-        frame = Frame(operands, output, args)
+        f, thread, threads, scratch, frame = Frame.entry(self.module, spec, "conv")
+        operands, args = frame.operands, frame.args
         f.assign(scratch, scratch + affine(thread) * size(self.scratch, args))
         oh, ow, batch = (f.hold(size(d, args)) for d in (*spec.out_size, spec.batch))
         height, width = (f.hold(size(d, args)) for d in (self.height, self.width))
@@ -341,13 +337,9 @@ class _Emitter:
         groups = -(-self.panels // main.panels)
         per_block = f.hold(affine(row_tiles) * (groups * spec.groups))
         total = f.hold(affine(batch) * down * across * per_block)
-        start, end = share(f, thread, threads, total)
         packed = f.value(-1)
         self._begin(f)
-        with f.block() as done, f.loop() as again:
-            f.push(start, end)
-            f.i32_ge_s()
-            f.br_if(done)
+        with shares(f, thread, threads, total) as (start, end), f.loop() as again:
             with f.scope():
                 block = f.value(affine(start) // per_block)
                 rest = f.value(start - affine(block) * per_block)
@@ -399,7 +391,9 @@ class _Emitter:
                     with f.if_():
                         call()
                 f.assign(start, start + count)
-            f.br(again)
+            f.push(start, end)
+            f.i32_lt_s()
+            f.br_if(again)
         return WasmKernel(f.index, self.scratch)
 
     def _begin(self, f: Function) -> None:

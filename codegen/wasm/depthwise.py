@@ -19,7 +19,7 @@ from ..spec import Conv, Storage
 from . import planar
 from .asm import I32, V128, Function, IntLike, Local, Module, affine, imax, imin
 from .kernel import WasmKernel
-from .partition import share
+from .partition import shares
 from .product import Frame, fill_zero, multiply_add, offset_of, size, view_index
 from .scalar import Lanes
 
@@ -213,12 +213,8 @@ class _Emitter:
         spec = self.spec
         kh, kw = spec.kernel
         inner, edge = self._inner(), self._edge()
-        n_ops = len(spec.operands)
-        f = self.module.function("depthwise_rows", [I32] * (4 + n_ops + spec.n_args))
-        thread, threads = f.params[:2]
-        operands, output = f.params[2 : 2 + n_ops], f.params[2 + n_ops]
-        scratch, args = f.params[3 + n_ops], f.params[4 + n_ops :]
-        frame = Frame(operands, output, args)
+        f, thread, threads, scratch, frame = Frame.entry(self.module, spec, "depthwise_rows")
+        operands, args = frame.operands, frame.args
         bytes_ = f.hold(size(self.scratch, args))
         f.assign(scratch, scratch + affine(thread) * bytes_)
         oh, ow, ih, iw = (f.hold(size(d, args)) for d in (*spec.out_size, *spec.in_size))
@@ -237,8 +233,12 @@ class _Emitter:
         f.assign(high, imin(high, ow))
         segments = f.hold((affine(ow) + (_SEGMENT - 1)) // _SEGMENT)
         per_image = f.hold(affine(oh) * segments)
-        start, end = share(f, thread, threads, f.hold(affine(batch) * per_image))
-        with f.loop_range(start, None, end), f.scope():
+        total = f.hold(affine(batch) * per_image)
+        with (
+            shares(f, thread, threads, total) as (start, end),
+            f.loop_range(start, None, end),
+            f.scope(),
+        ):
             image = f.value(affine(start) // per_image)
             rest = f.value(start - affine(image) * per_image)
             y = f.value(affine(rest) // segments)

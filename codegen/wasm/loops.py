@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ..dims import Dim
 from ..spec import KernelSpec, family
 from .asm import I32, Function, IntLike, Local, Module, affine
-from .partition import share
+from .partition import shares
 from .product import size
 from .scalar import Lanes
 
@@ -89,11 +89,18 @@ def walk(
         f.i32_eqz()
         with f.if_():
             f.return_()
-    at, end = share(f, frame.thread, frame.threads, total)
-    f.push(at, end)
-    f.i32_ge_s()
-    with f.if_():
-        f.return_()
+    with shares(f, frame.thread, frame.threads, total) as (at, end):
+        _count(f, at, end, held, body)
+
+
+def _count(
+    f: Function,
+    at: Local,
+    end: Local,
+    held: Sequence[int | Local],
+    body: Callable[[Sequence[IntLike]], None],
+) -> None:
+    """Call `body` with the coordinates of the places `at` to `end` of a space of such sizes."""
     coordinates: list[IntLike] = [0] * len(held)
     counted = [i for i, s in enumerate(held) if s != 1]
     if len(counted) == 1:

@@ -19,7 +19,7 @@ from ..spec import PANEL, Matmul, Storage, View, int8_panel_bytes
 from . import blocks, int8
 from .asm import I32, Function, Int, IntLike, Local, Module, affine, imax, imin
 from .kernel import WasmKernel
-from .partition import share
+from .partition import shares
 from .product import (
     Core,
     Epilogue,
@@ -65,6 +65,9 @@ _GEMV_PANELS = {1: 4, 2: 2, 3: 1}
 OWN_ROWS = 24
 """With as many rows a thread takes some of its own; with fewer, threads divide the columns, since
 each of them reads all of B otherwise."""
+
+LEAST_MULTIPLICATIONS = 400_000
+"""Of a part of a thread's share: some 15 microseconds."""
 
 _SHAPES = ((6, 1, 2), (6, 1, 4), (5, 1, 4), (4, 1, 4), (2, 2, 4), (5, 1, 2), (4, 1, 8), (3, 1, 8),
            (3, 2, 4), (4, 2, 4), (8, 1, 4), (6, 2, 2), (10, 1, 4))  # fmt: skip
@@ -362,12 +365,8 @@ class _Emitter:
     def kernel(self) -> WasmKernel:
         spec = self.spec
         tiles = [self._tile(v) for v in self.variants]
-        n_ops = len(spec.operands)
-        f = self.module.function("matmul", [I32] * (4 + n_ops + spec.n_args))
-        thread, threads = f.params[:2]
-        operands, output = f.params[2 : 2 + n_ops], f.params[2 + n_ops]
-        scratch, args = f.params[3 + n_ops], f.params[4 + n_ops :]
-        frame = Frame(operands, output, args)
+        f, thread, threads, scratch, frame = Frame.entry(self.module, spec, "matmul")
+        args = frame.args
         f.assign(scratch, scratch + affine(thread) * size(self.scratch, args))
         m, n, k = (f.hold(size(d, args)) for d in (spec.m, spec.n, spec.k))
         rows, groups = self._choose(f, m, size(self.panels, args))
@@ -377,14 +376,12 @@ class _Emitter:
         total: IntLike = per_batch
         for d in batch:
             total = affine(total) * d
-        start, end = share(f, thread, threads, f.hold(total))
+        total = f.hold(total)
         in_blocks = self._in_blocks(f, threads, row_tiles, rows)
         one_block = isinstance(in_blocks, int) and in_blocks == row_tiles
         packed_a, packed_b = f.value(-1), f.value(-1)
-        with f.block() as done, f.loop() as again:
-            f.push(start, end)
-            f.i32_ge_s()
-            f.br_if(done)
+        work = shares(f, thread, threads, total, least=self._least())
+        with work as (start, end), f.loop() as again:
             with f.scope():
                 rest: IntLike = start
                 at: IntLike = 0
@@ -409,8 +406,16 @@ class _Emitter:
                 self._call(f, frame, tiles, rows, scratch, coordinates, first, row, count, group,
                            (m, n, k), (at, block, packed_a, packed_b))  # fmt: skip
                 f.assign(start, start + count)
-            f.br(again)
+            f.push(start, end)
+            f.i32_lt_s()
+            f.br_if(again)
         return WasmKernel(f.index, self.scratch)
+
+    def _least(self) -> int:
+        """Tiles that are worth asking for: rows of few tiles are done before the asking pays."""
+        main = self.variants[0]
+        k = self.spec.k if isinstance(self.spec.k, int) else 1
+        return -(-LEAST_MULTIPLICATIONS // (main.rows * main.panels * PANEL * max(k, 1)))
 
     def _in_blocks(self, f: Function, threads: Local, row_tiles: IntLike, rows: IntLike) -> IntLike:
         """Tiles of a block of rows. Several threads get blocks of their own if those have enough

@@ -14,7 +14,7 @@ from ..dims import Atom, Dim, Expr, align, bound, dim_max, substitute, symbol, s
 from ..program import Branch, Item, Loop, Range, Read, reads, walk
 from ..spec import KernelSpec
 from . import Knobs, abi, emit
-from .asm import I32, Function, IntLike, Local, Module, Target
+from .asm import I32, Function, IntLike, Label, Local, Module, Target
 from .kernel import WasmKernel
 
 
@@ -95,9 +95,11 @@ def assemble(
     most = {read.symbol: read.most for read in reads(program)}
     params = _params(calls, program, places or {}, most)
     base = abi.weights_base(len(params))
-    barrier = add_barrier(module) if target.threads else None
-    player = _Player(run, made, calls, params, base, barrier, program, places or {})
+    team = Team(run, abi.counts_base(len(params))) if target.threads else None
+    player = _Player(run, made, calls, params, base, team, program, places or {})
     player.play(program or (Range(0, len(calls)),))
+    if team:
+        team.leave()
     module.export("run", run)
 
     scratch = [bound(_scratch(made[c.kernel], c.args), most) for c in calls]
@@ -116,13 +118,13 @@ class _Player:
         calls: Sequence[Call],
         params: Sequence[Param],
         base: int,
-        barrier: Function | None,
+        team: Team | None,
         program: Sequence[Item],
         places: Mapping[int, Operand],
     ) -> None:
         self.run, self.made, self.calls, self.base = run, made, calls, base
         self.number = {param: i for i, param in enumerate(params)}
-        self.barrier, self.places = barrier, places
+        self.team, self.places = team, places
         self.faults = {id(item): i for i, item in enumerate(walk(program), 1)}
         self.sizes: dict[str, Local] = {}
         self.hazards = _Hazards()
@@ -142,15 +144,15 @@ class _Player:
     def _wait(self) -> None:
         """All threads have done what lies before."""
         self.hazards.forget()
-        if self.barrier is not None:
-            self.run.push(self.run.params[1])
-            self.run.call(self.barrier)
+        if self.team:
+            self.team.wait()
 
     def _call(self, call: Call) -> None:
         run, kernel = self.run, self.made[call.kernel]
-        if self.hazards.step(call, kernel) and self.barrier is not None:
-            run.push(run.params[1])
-            run.call(self.barrier)
+        if self.hazards.step(call, kernel) and self.team:
+            self.team.wait()
+        if self.team:
+            self.team.count(self.hazards.steps - 1)
         with run.scope():
             sizes = [self._size(dim) for dim in call.args]
             run.push(*run.params)
@@ -300,6 +302,7 @@ class _Hazards:
 
     def forget(self) -> None:
         """There has been a barrier."""
+        self.steps = 0
         self.read: set[Operand] = set()
         self.written: set[Operand] = set()
         self.scratch: set[Dim] = set()
@@ -314,9 +317,11 @@ class _Hazards:
             or call.output in self.written
             or not self.written.isdisjoint(call.operands)
             or bool(scratch and self.scratch and scratch != self.scratch)
+            or self.steps == abi.MOST_COUNTED
         )
         if waits:
             self.forget()
+        self.steps += 1
         self.read.update(call.operands)
         self.written.add(call.output)
         self.scratch |= scratch
@@ -373,23 +378,59 @@ def _scratch(kernel: WasmKernel, args: Sequence[Dim]) -> Dim:
     return substitute(kernel.scratch, {f"a{i}": dim for i, dim in enumerate(args)})
 
 
-def add_barrier(module: Module) -> Function:
-    """barrier(threads): returns when all threads have called it.
+class Team:
+    """What the threads of a run have in common, in the module's function `run(thread, threads)`:
+    the barrier, and of each step how much of each thread's share is taken (see `partition`).
 
-    The last to arrive resets the count and bumps the generation, on which the others first spin
-    and then sleep. The generation is read before arriving: afterwards it may already have moved.
-    Atomic accesses are sequentially consistent, so what was stored before is seen after.
+    counters: their address, see `abi.counts_base`.
     """
-    f = module.function("barrier", [I32])
+
+    def __init__(self, run: Function, counters: int) -> None:
+        self.run, self.counters = run, counters
+        self.threads = run.params[1]
+        self.waits = add_barrier(run.module, counters, waits=True)
+        self.leaves = add_barrier(run.module, counters, waits=False)
+        self.counted = run.local(I32)
+        run.push(self.threads - 2, abi.MOST_COUNTED - 1)
+        run.i32_lt_u()
+        run.set(self.counted)
+
+    def count(self, step: int) -> None:
+        """The next kernel is the one with this number since the last barrier."""
+        self.run.push(self.counters + 4 * step, 0, self.counted)
+        self.run.select()
+        self.run.global_set(abi.COUNTS)
+
+    def wait(self) -> None:
+        """Until all threads are here."""
+        self.run.push(self.threads)
+        self.run.call(self.waits)
+
+    def leave(self) -> None:
+        """The end of a run: whoever is last leaves everything as it was before."""
+        self.run.push(self.threads)
+        self.run.call(self.leaves)
+
+
+def add_barrier(module: Module, counters: int | None = None, waits: bool = True) -> Function:
+    """barrier(threads): returns when all threads have called it; without `waits` at once.
+
+    The last to arrive resets the count, and the threads' counters if there are any, and bumps the
+    generation, on which the others first spin and then sleep. The generation is read before
+    arriving: afterwards it may already have moved. Atomic accesses are sequentially consistent, so
+    what was stored before is seen after.
+    """
+    f = module.function("barrier" if waits else "leave", [I32])
     (threads,) = f.params
-    generation, spins = f.local(I32), f.local(I32)
+    generation, spins = f.locals(I32, 2)
     with f.block() as done:
         f.push(threads, 1)
         f.i32_le_u()
         f.br_if(done)
-        f.push(0)
-        f.i32_atomic_load(abi.BARRIER_GENERATION)
-        f.set(generation)
+        if waits:
+            f.push(0)
+            f.i32_atomic_load(abi.BARRIER_GENERATION)
+            f.set(generation)
         f.push(0, 1)
         f.i32_atomic_rmw_add(abi.BARRIER_COUNT)
         f.push(threads - 1)
@@ -397,31 +438,53 @@ def add_barrier(module: Module) -> Function:
         with f.if_():
             f.push(0, 0)
             f.i32_atomic_store(abi.BARRIER_COUNT)
-            f.push(0, 1)
-            f.i32_atomic_rmw_add(abi.BARRIER_GENERATION)
-            f.drop()
-            f.push(0, -1)
-            f.memory_atomic_notify(abi.BARRIER_GENERATION)
-            f.drop()
+            if counters is not None:
+                _clear(f, counters, threads)
+            if waits:
+                f.push(0, 1)
+                f.i32_atomic_rmw_add(abi.BARRIER_GENERATION)
+                f.drop()
+                f.push(0, -1)
+                f.memory_atomic_notify(abi.BARRIER_GENERATION)
+                f.drop()
             f.br(done)
-        f.assign(spins, SPINS)
-        with f.loop() as again:
-            f.push(0)
-            f.i32_atomic_load(abi.BARRIER_GENERATION)
-            f.push(generation)
-            f.i32_ne()
-            f.br_if(done)
-            f.push(spins - 1)
-            f.tee(spins)
-            f.br_if(again)
-        with f.loop() as asleep:
-            f.push(0, generation)
-            f.i64_const(-1)
-            f.memory_atomic_wait32(abi.BARRIER_GENERATION)
-            f.drop()
-            f.push(0)
-            f.i32_atomic_load(abi.BARRIER_GENERATION)
-            f.push(generation)
-            f.i32_eq()
-            f.br_if(asleep)
+        if waits:
+            _await(f, generation, spins, done)
     return f
+
+
+def _clear(f: Function, counters: int, threads: Local) -> None:
+    """No pieces are taken."""
+    f.push(threads, abi.MOST_COUNTED)
+    f.i32_le_u()
+    with f.if_(), f.scope():
+        line, end = f.value(counters), f.value(threads * abi.LINE + counters)
+        with f.loop_range(line, None, end, abi.LINE):
+            for i in range(0, abi.LINE, 16):
+                f.push(line)
+                f.v128_const(bytes(16))
+                f.v128_store(i)
+
+
+def _await(f: Function, generation: Local, spins: Local, done: Label) -> None:
+    """Until the barrier's generation has moved on: awake for a while, then asleep."""
+    f.assign(spins, SPINS)
+    with f.loop() as again:
+        f.push(0)
+        f.i32_atomic_load(abi.BARRIER_GENERATION)
+        f.push(generation)
+        f.i32_ne()
+        f.br_if(done)
+        f.push(spins - 1)
+        f.tee(spins)
+        f.br_if(again)
+    with f.loop() as asleep:
+        f.push(0, generation)
+        f.i64_const(-1)
+        f.memory_atomic_wait32(abi.BARRIER_GENERATION)
+        f.drop()
+        f.push(0)
+        f.i32_atomic_load(abi.BARRIER_GENERATION)
+        f.push(generation)
+        f.i32_eq()
+        f.br_if(asleep)

@@ -16,7 +16,7 @@ from ..dims import Dim, align, dim_min
 from ..spec import Conv, Storage
 from .asm import I32, V128, Function, IntLike, Local, Module, affine, imax, imin
 from .kernel import WasmKernel
-from .partition import share
+from .partition import shares
 from .product import (
     Frame,
     copy_floats,
@@ -267,12 +267,8 @@ class _Emitter:
     def kernel(self) -> WasmKernel:
         spec = self.spec
         tiles, patch = [self._tile(rows) for rows in self.rows], self._patch()
-        n_ops = len(spec.operands)
-        f = self.module.function("planar", [I32] * (4 + n_ops + spec.n_args))
-        thread, threads = f.params[:2]
-        operands, output = f.params[2 : 2 + n_ops], f.params[2 + n_ops]
-        scratch, args = f.params[3 + n_ops], f.params[4 + n_ops :]
-        frame = Frame(operands, output, args)
+        f, thread, threads, scratch, frame = Frame.entry(self.module, spec, "planar")
+        operands, args = frame.operands, frame.args
         f.assign(scratch, scratch + affine(thread) * size(self.scratch, args))
         oh, ow, batch = (f.hold(size(d, args)) for d in (*spec.out_size, spec.batch))
         height = f.hold(size(self.height, args))
@@ -286,10 +282,14 @@ class _Emitter:
             f.return_()
         blocks = f.hold((affine(oh) + height - 1) // height)
         per_image = f.hold(affine(blocks) * spec.cin)
-        start, end = share(f, thread, threads, f.hold(affine(batch) * per_image))
         base = f.value(scratch + self.patch_at)
         y = f.local(I32)
-        with f.loop_range(start, None, end), f.scope():
+        total = f.hold(affine(batch) * per_image)
+        with (
+            shares(f, thread, threads, total) as (start, end),
+            f.loop_range(start, None, end),
+            f.scope(),
+        ):
             image = f.value(affine(start) // per_image)
             rest = f.value(start - affine(image) * per_image)
             channel = f.value(affine(rest) // blocks)

@@ -69,6 +69,17 @@ class Frame:
         return [I32] * (len(spec.operands) + 1 + spec.n_args + extra)
 
     @staticmethod
+    def entry(
+        module: Module, spec: Matmul | Conv, name: str
+    ) -> tuple[Function, Local, Local, Local, Frame]:
+        """A function with the calling convention of docs/design.md: it, thread, threads, scratch
+        and the frame."""
+        n = len(spec.operands)
+        f = module.function(name, [I32] * (4 + n + spec.n_args))
+        p = f.params
+        return f, p[0], p[1], p[3 + n], Frame(p[2 : 2 + n], p[2 + n], p[4 + n :])
+
+    @staticmethod
     def inner(spec: Matmul | Conv, f: Function) -> tuple[Frame, list[Local]]:
         """The frame of an inner function and its own parameters."""
         n = len(spec.operands)

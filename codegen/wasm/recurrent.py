@@ -19,7 +19,7 @@ from ..spec import PANEL, Cell, Recurrent, View
 from .asm import I32, V128, Function, IntLike, Local, Module, affine, imax, imin
 from .kernel import WasmKernel
 from .loops import Frame, entry, inner
-from .partition import share
+from .partition import shares
 from .product import check_storage, offset_of
 from .scalar import Lanes
 
@@ -128,8 +128,12 @@ class _Emitter:
         kept, product = base + 2 * self.vector, base + 3 * self.vector
         batch = f.hold(main.size(spec.batch))
         length_all = f.hold(main.size(spec.steps))
-        number, end = share(f, main.thread, main.threads, affine(batch) * spec.directions)
-        with f.loop_range(number, None, end), f.scope():
+        total = f.hold(affine(batch) * spec.directions)
+        with (
+            shares(f, main.thread, main.threads, total) as (number, end),
+            f.loop_range(number, None, end),
+            f.scope(),
+        ):
             d = f.value(number // batch) if spec.directions > 1 else 0
             b = f.value(number - affine(batch) * d)
             f.assign(h, base)

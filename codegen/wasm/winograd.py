@@ -25,7 +25,7 @@ from ..dims import align_int, ceildiv
 from ..spec import PANEL, Conv, Storage
 from .asm import I32, V128, Function, IntLike, Local, Module, affine, imin
 from .kernel import WasmKernel
-from .partition import share
+from .partition import shares
 from .patch import copy_patch, slack
 from .product import VECTORS, Core, Epilogue, Frame, Panels, Tile, offset_of, size
 from .transforms import Linear, transforms
@@ -410,54 +410,56 @@ class _Emitter:
         spec, knobs = self.spec, self.knobs
         input_, output_ = self._input(), self._output()
         multiply = self._multiply()
-        n_ops = len(spec.operands)
-        f = self.module.function("conv", [I32] * (4 + n_ops + spec.n_args))
-        thread, threads = f.params[:2]
-        operands, output = f.params[2 : 2 + n_ops], f.params[2 + n_ops]
-        scratch, args = f.params[3 + n_ops], f.params[4 + n_ops :]
-        frame = Frame(operands, output, args)
+        f, thread, threads, scratch, frame = Frame.entry(self.module, spec, "conv")
+        operands, args = frame.operands, frame.args
         f.assign(scratch, scratch + thread * self.scratch)
         tiles = f.hold(affine(size(spec.batch * self.down * self.across, args)))
-        tile, tile_end, panel_end = f.value(0), f.value(tiles), f.value(self.panels)
-        panel_start = f.value(0)
-        if self._share_panels():
-            panel_start, panel_end = share(f, thread, threads, self.panels)
-        else:
-            tile, tile_end = share(f, thread, threads, tiles, knobs.rows)
-        f.push(tile, tile_end)
-        f.i32_ge_s()
-        f.push(panel_start, panel_end)
-        f.i32_ge_s()
-        f.i32_or()
+        f.push(tiles)
+        f.i32_eqz()
         with f.if_():
             f.return_()
-        # Blocks of the same size.
-        every = f.value(tile_end - tile)
-        blocks = f.value((every + (knobs.block - 1)) // knobs.block)
-        f.assign(every, (every + blocks - 1) // blocks)
-        f.assign(every, (every + (knobs.rows - 1)) // knobs.rows * knobs.rows)
         fresh, u, panel = f.value(1), f.local(I32), f.local(I32)
-        with f.loop() as again, f.scope():
-            left = f.value(tile_end - tile)
-            count = f.value(imin(every, left))
-            f.push(*frame.all, scratch, tile, count)
-            f.call(input_)
-            f.assign(u, scratch + self.u_at)
-            with f.loop_range(panel, panel_start, panel_end, knobs.group):
-                rest = f.value(panel_end - panel)
-                panels = f.value(imin(rest, knobs.group))
-                f.push(operands[1] + panel * (9 * self.u_panel), scratch, u, count, panels, fresh)
-                f.call(multiply)
+        if self._share_panels():
+            # All tiles are transformed for each part.
+            sharing = shares(f, thread, threads, self.panels, least=self.panels)
+        else:
+            sharing = shares(f, thread, threads, tiles, knobs.rows, -(-knobs.block // knobs.rows))
+        with sharing as (start, end):
+            if self._share_panels():
+                panel_start: IntLike = start
+                panel_end: IntLike = end
+                tile, tile_end = f.value(0), f.value(tiles)
+                f.assign(fresh, 1)  # other panels than the part before
+            else:
+                panel_start, panel_end = 0, self.panels
+                tile, tile_end = start, end
+            # Blocks of the same size.
+            every = f.value(tile_end - tile)
+            blocks = f.value((every + (knobs.block - 1)) // knobs.block)
+            f.assign(every, (every + blocks - 1) // blocks)
+            f.assign(every, (every + (knobs.rows - 1)) // knobs.rows * knobs.rows)
+            with f.loop() as again, f.scope():
+                left = f.value(tile_end - tile)
+                count = f.value(imin(every, left))
+                f.push(*frame.all, scratch, tile, count)
+                f.call(input_)
+                f.assign(u, scratch + self.u_at)
+                with f.loop_range(panel, panel_start, panel_end, knobs.group):
+                    rest = f.value(panel_end - panel)
+                    panels = f.value(imin(rest, knobs.group))
+                    weights = operands[1] + panel * (9 * self.u_panel)
+                    f.push(weights, scratch, u, count, panels, fresh)
+                    f.call(multiply)
+                    if knobs.keep:
+                        f.assign(u, u + self.u_group)
+                    f.push(*frame.all, scratch, tile, count, panel, panels)
+                    f.call(output_)
                 if knobs.keep:
-                    f.assign(u, u + self.u_group)
-                f.push(*frame.all, scratch, tile, count, panel, panels)
-                f.call(output_)
-            if knobs.keep:
-                f.assign(fresh, 0)
-            f.assign(tile, tile + count)
-            f.push(tile, tile_end)
-            f.i32_lt_s()
-            f.br_if(again)
+                    f.assign(fresh, 0)
+                f.assign(tile, tile + count)
+                f.push(tile, tile_end)
+                f.i32_lt_s()
+                f.br_if(again)
         return WasmKernel(f.index, self.scratch)
 
     def _share_panels(self) -> bool:

@@ -15,6 +15,8 @@ import pytest
 from pywebgpu.codegen import wasm
 from pywebgpu.codegen.caps import WasmCaps
 from pywebgpu.codegen.spec import Attention, Conv, Matmul, Storage
+from pywebgpu.codegen.wasm import winograd
+from pywebgpu.codegen.wasm.abi import MOST_COUNTED
 from pywebgpu.codegen.wasm.asm import Target
 from pywebgpu.codegen.wasm.model import Call, Slot, assemble
 from pywebgpu.executors.wasmtime_executor import WasmtimeExecutor
@@ -51,6 +53,23 @@ def _deep() -> tuple[Matmul, Operands, int]:
     )
 
 
+def _gemv() -> tuple[Matmul, Operands, int]:
+    rng = np.random.default_rng()
+    spec = dataclasses.replace(
+        test_matmul.packed(1, 3000, 515, test_matmul.EPILOGUES["gelu"]), n_args=0
+    )
+    b = rng.standard_normal((515, 3000))
+    return spec, [rng.standard_normal(515), pack_panels(b), rng.standard_normal(3000)], 3000
+
+
+def _winograd() -> tuple[Conv, Operands, int]:
+    case = test_conv.Case(1, (30, 34), 32, 40, 1, (3, 3), pads=(1, 1, 1, 1))
+    spec, operands, _, count = test_conv.make(case)
+    spec = dataclasses.replace(spec, n_args=0)
+    assert isinstance(wasm.space(spec, WasmCaps(threads=True))[0], winograd.Knobs)
+    return spec, operands, count
+
+
 def _conv() -> tuple[Conv, Operands, int]:
     case = test_conv.Case(2, (17, 23), 12, 20, 2, (3, 3), pads=(1, 1, 1, 1))
     spec, operands, _, count = test_conv.make(case)
@@ -69,7 +88,7 @@ def _attention() -> tuple[Attention, Operands, int]:
     return dataclasses.replace(spec, n_args=0), operands, count
 
 
-@pytest.mark.parametrize("make", [_matmul, _deep, _conv, _depthwise, _attention])
+@pytest.mark.parametrize("make", [_matmul, _deep, _gemv, _conv, _winograd, _depthwise, _attention])
 def test_the_number_of_threads_changes_no_bit(make: Any) -> None:
     spec, operands, count = make()
     flat = [np.ascontiguousarray(o, np.float32).ravel() for o in operands]
@@ -83,7 +102,7 @@ def test_the_number_of_threads_changes_no_bit(make: Any) -> None:
     )  # fmt: skip
     feeds = {f"x{i}": o for i, o in enumerate(flat)}
     results = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, MOST_COUNTED + 1):
         target = Target(threads=threads > 1)
         calls = [Call(0, tuple(map(Slot, range(out))), Slot(out), ())]
         knobs = wasm.space(spec, WasmCaps(threads=threads > 1))[0]
@@ -91,9 +110,48 @@ def test_the_number_of_threads_changes_no_bit(make: Any) -> None:
         executor = WasmtimeExecutor(
             plan, module, np.zeros(0, np.float32), threads=threads, poison=True
         )
-        results.append(executor.run(feeds)["y"])
+        found = [executor.run(feeds)["y"] for _ in range(4)]
+        for again in found[1:]:
+            np.testing.assert_array_equal(found[0], again)
+        results.append(found[0])
         executor.close()
     record_executor("wasmtime")
     np.testing.assert_allclose(results[0], evaluate(spec, flat, (), count), rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
+    np.testing.assert_array_equal(results[0], results[3])
+
+
+def test_more_steps_without_a_barrier_than_have_counters() -> None:
+    """Independent products, each with a result of its own, twice."""
+    rng = np.random.default_rng()
+    steps = MOST_COUNTED + 3
+    spec = dataclasses.replace(
+        test_matmul.packed(40, 64, 128, test_matmul.EPILOGUES["gelu"]), n_args=0
+    )
+    flat = [
+        o.astype(np.float32).ravel()
+        for o in (
+            rng.standard_normal(40 * 128),
+            pack_panels(rng.standard_normal((128, 64))),
+            rng.standard_normal(64),
+        )
+    ]
+    count, outs = 40 * 64, range(3, 3 + steps)
+    sizes = [4 * o.size for o in flat] + [4 * count] * steps
+    inputs = tuple(Port(f"x{i}", DType.F32, (o.size,), Storage.F32, i) for i, o in enumerate(flat))
+    outputs = tuple(Port(f"y{i}", DType.F32, (count,), Storage.F32, i) for i in outs)
+    plan = Plan(
+        "steps", (), inputs, outputs, tuple(SlotBuffer(i, n) for i, n in enumerate(sizes)),
+        tuple(sizes), (spec,), tuple(Step(0, (0, 1, 2), i, (), f"kernel {i}") for i in outs), 0,
+    )  # fmt: skip
+    calls = [Call(0, tuple(map(Slot, range(3))), Slot(i), ()) for i in outs]
+    knobs = wasm.space(spec, WasmCaps(threads=True))[0]
+    module = assemble([(spec, knobs)], calls, Target(threads=True))
+    executor = WasmtimeExecutor(plan, module, np.zeros(0, np.float32), threads=3, poison=True)
+    expected = evaluate(spec, flat, (), count)
+    for _ in range(2):
+        for found in executor.run({f"x{i}": o for i, o in enumerate(flat)}).values():
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    executor.close()
+    record_executor("wasmtime")

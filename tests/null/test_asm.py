@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import struct
 import subprocess
@@ -9,10 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import wasmtime
 
 from pywebgpu.codegen.wasm import asm
+from pywebgpu.codegen.wasm.abi import COUNTS, LINE
 from pywebgpu.codegen.wasm.asm import (
     F32,
     I32,
@@ -27,8 +30,8 @@ from pywebgpu.codegen.wasm.asm import (
     sleb,
     uleb,
 )
-from pywebgpu.codegen.wasm.partition import share
-from pywebgpu.executors.wasmtime_executor import engine
+from pywebgpu.codegen.wasm.partition import PIECES, shares
+from pywebgpu.executors.wasmtime_executor import PAGE, Memory, Worker, engine
 
 
 class Instance:
@@ -129,18 +132,50 @@ def test_loop_range(start: int, end: int, step: int, constant: bool) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_shares_cover_the_range(total: int, tile: int, threads: int) -> None:
     def build(f: Function, thread: Any, count: Any, n: Any) -> None:
-        start, end = share(f, thread, count, n, tile)
-        f.push(imin(start, end) * 10000 + end)
+        found = f.value(0)
+        with shares(f, thread, count, n, tile) as (start, end):
+            f.assign(found, start * 10000 + end)
+        f.push(found)
 
     f = one(build, 3)
     parts = [divmod(f("f", t, threads, total), 10000) for t in range(threads)]
-    assert parts[0][0] == 0
-    assert parts[-1][1] == total
+    sizes = [end - start for start, end in parts]
+    assert sum(sizes) == total
+    assert max(sizes) - min(sizes) < 2 * tile
+    parts = [part for part in parts if part != (0, 0)]
+    assert not total or (parts[0][0], parts[-1][1]) == (0, total)
     for (_, end), (start, _) in pairwise(parts):
         assert end == start
-        assert end % tile == 0 or end == total
-    sizes = [end - start for start, end in parts]
-    assert max(sizes) - min(sizes) < 2 * tile
+        assert end % tile == 0
+
+
+@pytest.mark.parametrize("total", [0, 1, 3, 4, 17, 1000])
+@pytest.mark.parametrize(("tile", "least"), [(1, 1), (4, 1), (4, 3), (1, 2000)])
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_threads_take_over_from_each_other(total: int, tile: int, least: int, threads: int) -> None:
+    """Every place is done once, and nothing is left for who comes late."""
+    module = Module(Target(threads=True))
+    counters, marks = 1024, 4096
+    f = module.function("f", [I32] * 3)
+    thread, count, n = f.params
+    i = f.local(I32)
+    f.push(counters)
+    f.global_set(COUNTS)
+    parts = shares(f, thread, count, n, tile, least)
+    with parts as (start, end), f.loop_range(i, start, end):
+        f.push(i + marks, i + marks)
+        f.i32_load8_u()
+        f.push(1)
+        f.i32_add()
+        f.i32_store8()
+    module.export("f", f)
+    memory = Memory(True, PAGE)
+    worker = Worker(wasmtime.Module(engine(), module.encode()), memory)
+    for thread_ in random.sample(range(threads), threads):
+        worker.call("f", thread_, threads, total)
+        assert memory.data[marks : marks + total + 1].tolist() == [1] * total + [0]
+    taken = memory.data[counters : counters + threads * LINE].view(np.int32)[:: LINE // 4]
+    assert taken.max() <= PIECES + threads
 
 
 def test_control_flow_and_calls() -> None:
@@ -306,9 +341,8 @@ def test_wabt_accepts_it(threads: bool, tmp_path: Path) -> None:
         pytest.skip("wabt is not installed (apt-get install wabt)")
     module = Module(Target(threads=threads), names=True)
     f = module.function("f", [I32, I32])
-    start, end = share(f, *f.params, 100, 4)
     i = f.local(I32)
-    with f.loop_range(i, start, end):
+    with shares(f, *f.params, 100, 4) as (start, end), f.loop_range(i, start, end):
         f.push(i)
         f.drop()
     module.export("f", f)
