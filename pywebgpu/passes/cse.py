@@ -14,6 +14,9 @@ _RANDOM = {
     "Bernoulli",
 }  # fmt: skip
 _SMALL = 64
+"""Elements of a constant that is compared by content."""
+_POSITIONS = 1 << 16
+"""The same for integers of 32 and 64 bits, which are positions and indices, never weights."""
 
 
 def _stamp(value: Any) -> Any:
@@ -22,6 +25,11 @@ def _stamp(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(map(_stamp, value))
     return (type(value).__name__, value.name if isinstance(value, DType) else value)
+
+
+def _limit(array: np.ndarray[Any, Any]) -> int:
+    wide = array.dtype.kind in "iu" and array.itemsize >= 4
+    return _POSITIONS if wide else _SMALL
 
 
 def share(graph: Graph) -> bool:
@@ -35,7 +43,7 @@ def share(graph: Graph) -> bool:
             array = graph.constants.get(name)
             if name in graph.values and name not in edit.producers:
                 stamps[name] = ("values", graph.types[name].dtype, graph.values[name])
-            elif array is not None and array.size <= _SMALL:
+            elif array is not None and array.size <= _limit(array):
                 stamps[name] = ("constant", graph.types[name].dtype, _stamp(array))
             else:
                 stamps[name] = name

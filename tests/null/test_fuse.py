@@ -19,6 +19,7 @@ from tests.bench.layers import decoder, encoder, genai_decoder
 from tests.plan_eval import play
 
 SIZES = {"layers": 2, "hidden": 32, "heads": 4}
+PAST = 80
 IN_BLOCKS = {"layers": 2, "hidden": 128, "heads": 4, "kv_heads": 2, "wide": 160}
 """Large enough that every product is quantised."""
 
@@ -32,7 +33,7 @@ def compiled(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Compiled, 
         decoder(path, **IN_BLOCKS)
         return compile_model(path, int8=Int4()), path
     elif request.param == "decoder, MatMulNBits":
-        genai_decoder(path, **IN_BLOCKS, past=3)
+        genai_decoder(path, **IN_BLOCKS, past=PAST)
     else:
         decoder(path, **SIZES, kv_heads=2, wide=48)
     return compile_model(path), path
@@ -73,7 +74,7 @@ def test_both_programs_mean_the_model(compiled: tuple[Compiled, Path]) -> None:
     model, path = compiled
     native = onnxruntime.InferenceSession(path)
     rng = np.random.default_rng(2)
-    sizes = {"batch": 2, "sequence": 5, "past": 3}
+    sizes = {"batch": 2, "sequence": 5, "past": PAST}
     feeds = {
         port.name: rng.standard_normal([sizes.get(d, d) for d in port.shape]).astype(np.float32)
         for port in native.get_inputs()
