@@ -17,6 +17,7 @@ from ..graph import DType, Node
 from ..packing import pack_conv, pack_depthwise, pack_exact_conv, pack_int8_conv
 from .engine import Lowering
 from .index import Space, unravel
+from .int4 import Int4
 from .matmul import contiguous_unit, matrix_weights
 from .movement import clamp, reshaped
 from .registry import lowers
@@ -256,7 +257,7 @@ def _weights(
         return lw.weight(pack_exact_conv(weight, groups), Storage.I8), ()
     if plain.depthwise:
         return lw.weight(pack_depthwise(weight), Storage.F32), ()
-    if name and lw.int8 is not None:
+    if name and lw.int8 is not None and not isinstance(lw.int8, Int4):
         # One column of K = window x channels per output channel.
         matrix = weight.reshape(plain.cout, -1).T
         node = "" if lw.node is None else lw.node.name

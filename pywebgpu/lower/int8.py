@@ -81,7 +81,7 @@ class Int8:
             return "as asked"
         if not np.isfinite(matrix).all():
             return "not finite"
-        return None if self._fits(matrix.shape[-2], matrix.size) else "its size"
+        return None if self._fits(matrix.shape[-2], matrix.size) else "too small, or too deep"
 
     def _fits(self, depth: int, elements: int) -> bool:
         return LEAST_DEPTH <= depth < 1 << 16 and elements >= LEAST_ELEMENTS

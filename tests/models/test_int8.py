@@ -177,6 +177,13 @@ def test_four_bits(provider: str) -> None:
     assert cosines(_run(coded, feeds, provider).ravel(), _run(exact, feeds).ravel()).min() >= 0.98
 
 
+def test_four_bits_round_no_activations() -> None:
+    """Convolutions are left alone: bytes there would round what they read."""
+    kernels = compile_model(_model("resnet-micro"), int8=Int4()).plan.kernels
+    coded = [spec for spec in kernels if Storage.I8 in spec.operands]
+    assert all(getattr(spec, "blocks", None) for spec in coded)
+
+
 def test_four_bits_report(tmp_path: Path) -> None:
     for dtype in ("f32", "f16"):
         made = export(_model("bert-tiny"), tmp_path / dtype, quantize="int4", dtype=dtype)
