@@ -46,7 +46,6 @@ app = typer.Typer(
 app.add_typer(records_app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; no progress bar.")]
-ModelArgument = Annotated[Path, typer.Argument(help="An ONNX file.")]
 SourceArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="An ONNX file, or what --from says.")
 ]

@@ -58,13 +58,26 @@ export async function wrongKernels(device, { codes, tests }) {
   /** @type {Wrong[]} */
   const found = [];
   for (const test of tests) {
-    device.pushErrorScope("validation");
-    const problem = await tryKernel(device, codes, test).catch(String);
-    const refused = await device.popErrorScope();
-    const text = refused?.message ?? problem;
-    if (text) found.push({ family: test.family, kernel: test.kernel.name, problem: text });
+    const problem = await tryKernel(device, codes, test).catch((error) => String(error.message));
+    if (problem) found.push({ family: test.family, kernel: test.kernel.name, problem });
   }
   return found;
+}
+
+/**
+ * What `begin` begins; rejects with what the device refuses of it. Error scopes are one stack for
+ * all who use a device, so this one is closed before anybody else gets a turn.
+ * @template T
+ * @param {GPUDevice} device
+ * @param {() => Promise<T>} begin
+ */
+async function checked(device, begin) {
+  device.pushErrorScope("validation");
+  const begun = begin();
+  begun.catch(() => {});
+  const refused = await device.popErrorScope();
+  if (refused) throw refused;
+  return begun;
 }
 
 /**
@@ -73,15 +86,22 @@ export async function wrongKernels(device, { codes, tests }) {
  * @param {string[]} codes
  * @param {SelfTest} test
  */
-async function tryKernel(device, codes, { kernel, operands, output, expected, tolerance }) {
-  const pipelines = await Promise.all(
-    kernel.passes.map(({ code }) =>
-      device.createComputePipelineAsync({
-        layout: "auto",
-        compute: { module: device.createShaderModule({ code: codes[code] }), entryPoint: "main" },
-      }),
-    ),
-  );
+async function tryKernel(device, codes, test) {
+  const compile = (/** @type {{code: number}} */ { code }) =>
+    device.createComputePipelineAsync({
+      layout: "auto",
+      compute: { module: device.createShaderModule({ code: codes[code] }), entryPoint: "main" },
+    });
+  const pipelines = await checked(device, () => Promise.all(test.kernel.passes.map(compile)));
+  return checked(device, () => runKernel(device, pipelines, test));
+}
+
+/**
+ * @param {GPUDevice} device
+ * @param {GPUComputePipeline[]} pipelines
+ * @param {SelfTest} test
+ */
+async function runKernel(device, pipelines, { kernel, operands, output, expected, tolerance }) {
   const { STORAGE, COPY_SRC, COPY_DST, MAP_READ } = GPUBufferUsage;
   /** @param {number} bytes */
   const storage = (bytes) =>

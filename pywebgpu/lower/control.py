@@ -22,7 +22,6 @@ from .engine import Lowering
 from .registry import lowers
 from .values import Coordinates, Value, convert
 
-_NUMBER = TensorType(DType.I32, ())
 Place = Callable[[Coordinates], Scalar]
 
 

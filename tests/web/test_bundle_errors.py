@@ -248,9 +248,7 @@ def test_works_without_cache_storage(open_page: OpenPage) -> None:
     page = open_page()
     page.add_init_script("caches.open = () => Promise.reject(new Error('storage is off'));")
     page.reload()
-    y, info = run(
-        page, "const s = await t.create('wasm'); return [(await t.ask(s, [1])).y, s.info]"
-    )
+    y, info = run(page, _ASK_AND_INFO)
     assert y == expected([1])
     assert [u["feature"] for u in info["unavailable"]] == ["cache"]
     assert "storage is off" in info["unavailable"][0]["reason"]
@@ -264,9 +262,7 @@ def test_insecure_page_says_what_it_cannot_do(open_page: OpenPage, site: Path) -
         "Object.defineProperty(globalThis, 'crypto', { value: {} }); delete globalThis.caches;"
     )
     page.reload()
-    y, info = run(
-        page, "const s = await t.create('wasm'); return [(await t.ask(s, [1])).y, s.info]"
-    )
+    y, info = run(page, _ASK_AND_INFO)
     assert y == expected([1])
     assert {u["feature"] for u in info["unavailable"]} == {"threads", "cache", "hash check"}
 
