@@ -8,10 +8,10 @@ from typing import ClassVar
 import numpy as np
 
 from ..codegen.spec import Blocks
-from ..codegen.wasm.estimate import Cost
 from ..graph import Graph
 from ..packing import quantise_blocks
 from .int8 import Int8, KeptTensor, QuantisedTensor
+from .int8_cost import Cost
 from .values import Array
 
 SIZE = 32

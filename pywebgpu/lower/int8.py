@@ -3,7 +3,7 @@
 Matrices of products and convolutions are quantised per output column (see `codegen.spec.Matmul` for
 what happens to the other operand), tables that rows are gathered from per row. Small ones stay f32:
 they would save nothing, and the first and last layers of small models need their precision. So do
-those whose product is quicker in f32 on the CPU (see `codegen.wasm.estimate`): Winograd has most
+those whose product is quicker in f32 on the CPU (see `int8_cost`): Winograd has most
 3x3 convolutions do less than half the multiplications, which bytes cannot have, and where there are
 few columns, rounding the other operand takes longer than what is saved.
 """
@@ -19,9 +19,9 @@ import numpy as np
 from ..codegen import scalar as sc
 from ..codegen.scalar import Op, Type
 from ..codegen.spec import Storage
-from ..codegen.wasm.estimate import Cost
 from ..graph import Graph
 from ..packing import quantise_columns, quantise_rows
+from .int8_cost import Cost
 from .values import Array, Coordinates, Read
 
 LEAST_DEPTH = 16

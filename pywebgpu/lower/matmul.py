@@ -11,7 +11,6 @@ from ..codegen import scalar as sc
 from ..codegen.dims import Dim, product
 from ..codegen.scalar import Scalar, Type
 from ..codegen.spec import Blocks, KernelSpec, Matmul, ReduceOp, Storage, View
-from ..codegen.wasm.estimate import product_cost
 from ..graph import DType, Node
 from ..packing import (
     bit_fields,
@@ -23,6 +22,7 @@ from ..packing import (
 from .engine import Lowering
 from .index import unravel
 from .int4 import Int4
+from .int8_cost import product_cost
 from .movement import reshaped, transposed
 from .registry import lowers
 from .values import Array, Coordinates, Value, convert, scalar_type

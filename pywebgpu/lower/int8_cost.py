@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..caps import WasmCaps
-from ..dims import Dim, align_int
-from ..spec import PANEL, Conv
-from . import winograd
+from ..codegen.caps import WasmCaps
+from ..codegen.dims import Dim, align_int
+from ..codegen.spec import PANEL, Conv
+from ..codegen.wasm import winograd
 
 _BYTES = 0.52
 """A multiplication of bytes for one of floats. This and what follows were fitted to the layers of
