@@ -13,23 +13,17 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import Any
 
-import numpy as np
 import pytest
 
 from pywebgpu.codegen.spec import family
 from pywebgpu.compile import Compiled, compile_model
 from pywebgpu.errors import DeviceError
-from pywebgpu.session import InferenceSession
 from tests.conformance import browser as in_browser
 from tests.conformance.chromium import Chromium
 from tests.executors_seen import record_executor
-from tests.models.families import FAMILIES, path_of, torch_answers
-from tests.models.zoo import feeds_for
-
-TOLERANCE = 1e-3
-"""Largest difference relative to the largest element of the reference."""
+from tests.models.families import FAMILIES, path_of
+from tests.models.judge import in_a_page, on_desktop
 
 # What is quick to export. A kernel takes a software GPU a good part of a second to compile.
 FAST = {
@@ -182,50 +176,14 @@ def _compiled(name: str) -> Compiled:
     return compile_model(_path(name))
 
 
-def _other_sizes(name: str) -> dict[str, int]:
-    """None of the sizes is what the model was exported with."""
-    dims = dict(FAMILIES[name].dims)
-    for dim in dims:
-        dims[dim] += 1 if dim == "batch" else 3
-    if "height" in dims:
-        dims |= {"height": dims["height"] + 5, "width": dims["width"] - 19}  # 56 x 48
-    return dims
-
-
-Tensors = dict[str, Any]
-
-
-def _questions(name: str) -> Iterator[tuple[Tensors, Tensors]]:
-    """(inputs, expected outputs): PyTorch's own, then ONNX Runtime's for sizes that differ."""
-    yield torch_answers(name)
-    ort = pytest.importorskip("onnxruntime")
-    reference = ort.InferenceSession(_path(name), providers=["CPUExecutionProvider"])
-    names = [port.name for port in reference.get_outputs()]
-    feeds = feeds_for(FAMILIES[name], seed=1, dims=_other_sizes(name))
-    yield feeds, dict(zip(names, reference.run(None, feeds), strict=True))
-
-
-def _assert_close(got: Any, want: Any, name: str) -> None:
-    assert got.shape == want.shape, name
-    assert got.dtype == want.dtype, name
-    scale = float(np.abs(want).max()) or 1.0
-    error = float(np.abs(got - want).max()) / scale
-    assert error <= TOLERANCE, f"{name}: {error:.2e} of the output's scale"
-
-
 def _compare(name: str, provider: str) -> None:
     _path(name)
     try:
-        session = InferenceSession(_compiled(name), [provider])
+        on_desktop(name, _compiled(name), provider)
     except DeviceError as error:
         if provider == "webgpu":
             pytest.skip(str(error))
         raise
-    with session:
-        for feeds, expected in _questions(name):
-            given = {port.name: feeds[port.name] for port in session.get_inputs()}
-            for got, (port, want) in zip(session.run(None, given), expected.items(), strict=True):
-                _assert_close(got, want, port)
 
 
 @pytest.mark.parametrize("name", _chosen(FAST))
@@ -268,19 +226,7 @@ def chromium(
 def test_in_browser(chromium: tuple[str, Chromium], name: str) -> None:
     provider, page = chromium
     _path(name)
-    compiled = _compiled(name)
-    in_browser.write_variants(compiled, page.folder / name, provider)
-    names = [port.name for port in compiled.plan.inputs]
-    questions = list(_questions(name))
-    runs = [
-        {"model": f"../{name}/", "feeds": [in_browser.packed(n, feeds[n]) for n in names]}
-        for feeds, _ in questions
-    ]
-    answer = page.ask({"runtime": "ours", "provider": provider, "runs": runs}, 300)
-    assert "results" in answer, answer
-    for outputs, (_, expected) in zip(answer["results"], questions, strict=True):
-        for output in outputs:
-            _assert_close(in_browser.unpacked(output), expected[output[0]], output[0])
+    in_a_page(name, _compiled(name), provider, page)
     record_executor(f"chromium-{provider}")
 
 
