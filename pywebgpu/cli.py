@@ -431,17 +431,26 @@ def site(
             help="Let pages run ONNX Runtime Web beside ours: copies its files and the ONNX files.",
         ),
     ] = False,
+    records: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A records service that tuning asks, and that the pages' policy then allows.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Build a static site in which the models answer in the visitor's browser.
 
-    It works on any static host, from a sub-path, and asks no other origin (unless --pyodide cdn).
+    It works on any static host, from a sub-path, and asks no other origin (unless --pyodide cdn or
+    --records).
 
     \b
     Examples:
       pywebgpu site model.onnx -o site
       pywebgpu site digits.onnx bundles/minilm -o site --pyodide none
       pywebgpu site model.onnx -o site --compare     beside ONNX Runtime Web, 58 MB more
+      pywebgpu site model.onnx -o site --records https://records.example.org/
 
     Browser libraries come from a node_modules folder here or above, from the one named by
     PYWEBGPU_NODE_MODULES, or from npm.
@@ -449,7 +458,14 @@ def site(
     from .site import build_site
 
     with progress_bar(json) as progress:
-        folder = build_site(models, out, pyodide=pyodide.value, compare=compare, progress=progress)
+        folder = build_site(
+            models,
+            out,
+            pyodide=pyodide.value,
+            compare=compare,
+            records=records,
+            progress=progress,
+        )
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     total = sum(path.stat().st_size for path in files)
     if json:
@@ -626,7 +642,11 @@ def serve(
         ),
     ] = True,
     csp: Annotated[
-        bool, typer.Option("--csp", help="Send a strict Content-Security-Policy.")
+        bool,
+        typer.Option(
+            "--csp",
+            help="Send a strict Content-Security-Policy; it allows the site's records service.",
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
@@ -640,7 +660,7 @@ def serve(
       pywebgpu serve site --port 0 --csp --base /demo/
       pywebgpu serve site --no-isolation        as on a host that cannot send headers
     """
-    from .serve import STRICT_CSP, SiteServer
+    from .serve import SiteServer, records_service, strict_csp
 
     _existing(site, "site")
     if not (site / "index.html").is_file():
@@ -649,17 +669,18 @@ def serve(
             where=str(site),
             remedy="Build one with `pywebgpu site MODEL.onnx -o SITE`.",
         )
+    policy = strict_csp(records_service(site)) if csp else None
     server = SiteServer(
         site,
         host=host,
         port=port,
         isolation=isolation,
-        csp=STRICT_CSP if csp else None,
+        csp=policy,
         base=base,
         log=None if json else lambda line: print(line, file=sys.stderr),
     )
     if json:
-        print_json({"url": server.url, "isolated": isolation, "csp": STRICT_CSP if csp else None})
+        print_json({"url": server.url, "isolated": isolation, "csp": policy})
     else:
         print(f"Serving {site} at {server.url} (stop with Ctrl-C)", flush=True)
         if host not in ("127.0.0.1", "localhost", "::1"):

@@ -9,6 +9,7 @@ Content-Security-Policy, a sub-path to serve under, and no directory listings.
 from __future__ import annotations
 
 import errno
+import json
 import sys
 import threading
 from collections.abc import Callable
@@ -28,6 +29,27 @@ STRICT_CSP = (
     "style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 )
+
+
+def strict_csp(service: str = "") -> str:
+    """`STRICT_CSP`, with the origin of a records service that pages may ask too."""
+    asked = f" {origin(service)}" if service else ""
+    return STRICT_CSP.replace("connect-src 'self'", f"connect-src 'self'{asked}")
+
+
+def records_service(site: Path) -> str:
+    """The address of the records service that a site was built with (`site.json`), if any."""
+    try:
+        return str(json.loads((site / "site.json").read_text(encoding="utf-8")).get("records", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""  # a folder that `site` has not written
+
+
+def origin(url: str) -> str:
+    """Scheme, host and port."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
 
 _ISOLATION_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",

@@ -3,7 +3,7 @@
     build_site(["digits.onnx", "bundles/minilm"], "site")
 
 The folder works from any sub-path, without special headers, under a strict Content-Security-Policy
-that every page also carries itself, and asks no other origin:
+that every page also carries itself, and asks no other origin but a records service that is named:
 
     index.html, NAME.html           pages, from web/app/pages/*.html.j2
     own.html                        runs a bundle that the visitor has
@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import jinja2
 
@@ -43,6 +44,7 @@ from .codegen.dims import dim_from_json, dim_str
 from .console import human_bytes
 from .errors import BundleError, InputError
 from .link import write_runtime
+from .serve import origin
 from .vendored import (
     ONNX_RUNTIME_WEB,
     PYODIDE,
@@ -62,6 +64,8 @@ ONNX_FILE = "model.onnx"
 _PACKAGE = Path(__file__).parent
 _PYODIDE_CDN = f"https://cdn.jsdelivr.net/pyodide/v{PYODIDE.version}/full/"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+# Scheme, host, port and path: nothing that could end a policy's directive, nor a name and password.
+_ADDRESS = re.compile(r"https?://([\w.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?(/[\w./~-]*)?", re.ASCII)
 # Page names and folders of the site itself.
 _RESERVED = {"index", "own", "python", "app", "models", "data", "vendor", "py"}
 
@@ -109,6 +113,7 @@ def build_site(
     *,
     pyodide: Pyodide = "local",
     compare: bool = False,
+    records: str | None = None,
     progress: ProgressFunction | None = None,
 ) -> Path:
     """Write the site for `inputs` (ONNX files and bundles) to the folder `out`; returns `out`.
@@ -117,6 +122,8 @@ def build_site(
     content network, "none" leaves Python out.
     compare: pages can run ONNX Runtime Web beside ours; its files (58 MB) and the ONNX files that
     were given become part of the site.
+    records: the address of a records service (`pywebgpu records serve`), which tuning then asks for
+    what won elsewhere, and which visitors can choose to tell; the pages' policy names its origin.
     progress: called as progress(label, done, total).
 
     `out` may be missing, empty, or a site that this function wrote, which is then replaced in one
@@ -130,6 +137,14 @@ def build_site(
     if pyodide not in ("local", "cdn", "none"):
         raise InputError(
             "unknown option", where="pyodide", got=pyodide, expected="local, cdn, none"
+        )
+    service = service_url(records) if records is not None else ""
+    if service and pyodide == "none":
+        raise InputError(
+            "a records service without Python, which tuning needs",
+            where="records",
+            got=records,
+            remedy="Leave Python in the site, or the service out.",
         )
 
     try:
@@ -150,7 +165,14 @@ def build_site(
         _add_runtime(stage, has_python=has_python)
         if compare:
             copy_files(ONNX_RUNTIME_WEB, stage / "vendor")
-        _add_pages(entries, stage, pyodide=pyodide, has_python=has_python, compare=compare)
+        _add_pages(
+            entries,
+            stage,
+            pyodide=pyodide,
+            has_python=has_python,
+            compare=compare,
+            records=service,
+        )
         _replace(stage, target)
         report("done", len(entries) + 2, len(entries) + 2)
     except OSError as error:
@@ -306,18 +328,46 @@ def _add_python(stage: Path, pyodide: Pyodide) -> bool:
     return True
 
 
-def content_security_policy(pyodide: Pyodide) -> str:
-    """The policy that every page of the site carries: our own origin, and no code from strings."""
+def service_url(text: str) -> str:
+    """A service's address with a slash at its end; InputError for what is none."""
+    try:
+        parts = urlsplit(text)
+        fits = _ADDRESS.fullmatch(text) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise InputError(
+            "not the address of a records service",
+            where="records",
+            got=text,
+            expected="such as https://records.example.org/",
+        )
+    return text.rstrip("/") + "/"
+
+
+def content_security_policy(pyodide: Pyodide, service: str = "") -> str:
+    """The policy that every page of the site carries: our own origin, and no code from strings.
+
+    service: the address of a records service that pages may ask too.
+    """
     elsewhere = " https://cdn.jsdelivr.net" if pyodide == "cdn" else ""
+    asked = f" {origin(service)}" if service else ""
     return (
         f"default-src 'self'; script-src 'self' 'wasm-unsafe-eval'{elsewhere}; "
         f"worker-src 'self'; style-src 'self'; img-src 'self' data:; "
-        f"connect-src 'self'{elsewhere}; object-src 'none'; base-uri 'none'; form-action 'none'"
+        f"connect-src 'self'{elsewhere}{asked}; object-src 'none'; base-uri 'none'; "
+        f"form-action 'none'"
     )
 
 
 def _add_pages(
-    entries: list[Entry], stage: Path, *, pyodide: Pyodide, has_python: bool, compare: bool
+    entries: list[Entry],
+    stage: Path,
+    *,
+    pyodide: Pyodide,
+    has_python: bool,
+    compare: bool,
+    records: str,
 ) -> None:
     models = [_model_view(entry, stage) for entry in entries]
     nav = [{"href": "index.html", "label": "Home"}]
@@ -336,13 +386,15 @@ def _add_pages(
         keep_trailing_newline=True,
     )
     environment.globals |= {
-        "csp": content_security_policy(pyodide),
+        "csp": content_security_policy(pyodide, records),
         "nav": nav,
         "version": __version__,
         "models": models,
         "has_python": has_python,
         "python_size": _short(sum(f.stat().st_size for f in (stage / "py").rglob("*.*"))),
         "compare": ONNX_RUNTIME_WEB.version if compare else "",
+        "records": records,
+        "records_origin": origin(records) if records else "",
     }
 
     def write(template: str, href: str, title: str, description: str, **more: object) -> None:
@@ -360,11 +412,12 @@ def _add_pages(
     if has_python:
         write("python.html.j2", "python.html", "Python", about)
 
-    _add_contents(models, stage)
+    _add_contents(models, stage, records)
 
 
-def _add_contents(models: list[dict[str, Any]], stage: Path) -> None:
-    """site.json: the models, and every file with its bytes, for a visitor who keeps the site.
+def _add_contents(models: list[dict[str, Any]], stage: Path, records: str) -> None:
+    """site.json: the models, every file with its bytes for a visitor who keeps the site, and the
+    records service for `serve`.
 
     Files that a manifest lists belong to its bundle, and count there. What pages compare with is
     not kept.
@@ -381,6 +434,7 @@ def _add_contents(models: list[dict[str, Any]], stage: Path) -> None:
     contents = {
         "generator": "pywebgpu",
         "version": __version__,
+        "records": records,
         "models": [{key: model[key] for key in listed} for model in models],
         "files": files,
     }

@@ -280,7 +280,7 @@ class Tuning:
         manifest = json.loads(setup["manifest"])
         self.model = _Model(manifest, json.loads(setup["specs"]), target)
         self.side = _Wasm(setup["wasm"]) if "wasm" in setup else _Wgsl(setup["webgpu"])
-        self.known = records_from_json(setup["records"]) if setup.get("records") else ()
+        self.known = merge(records_from_json(setup.get("records") or NO_RECORDS))
         self.asks = bool(setup.get("service"))
         found = manifest["generator_version"]
         if found != GENERATOR_VERSION:

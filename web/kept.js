@@ -15,7 +15,16 @@ import { InputError } from "./errors.js";
  * @property {Record<string, GpuKernel>} [kernels] by number; their passes name `codes`
  */
 /** @typedef {(file: string, device: string) => Promise<Tuned | null>} FindTuned */
-/** @typedef {{kernel: string, target: string, device: string, generator_version: string}} TuningRecord */
+/**
+ * @typedef {object} TuningRecord
+ * @property {string} kernel
+ * @property {string} target
+ * @property {string} device
+ * @property {string} generator_version
+ * @property {{knobs: Record<string, any>, ms: number | null, error: string | null}[]} candidates
+ * @property {Record<string, any>} best
+ */
+/** @typedef {{format_version: number, records: TuningRecord[]}} Records in the form of records.schema.json */
 
 const DATABASE = "pywebgpu";
 const VERSION = 1;
@@ -112,11 +121,20 @@ export class Kept {
 }
 
 /**
- * Add records from elsewhere, in the form of records.schema.json: tuning measures their winners
- * first.
- * @param {{format_version: number, records: TuningRecord[]}} data
+ * Add records from elsewhere: tuning measures their winners first.
+ * @param {Records} data
  */
 export async function importRecords(data) {
+  checkRecords(data, "importRecords");
+  await new Kept(false).add(data.records);
+}
+
+/**
+ * Refuse what is not records.
+ * @param {Records} data
+ * @param {string} where
+ */
+export function checkRecords(data, where) {
   const keys = /** @type {const} */ (["kernel", "target", "device", "generator_version"]);
   const fits =
     data?.format_version === RECORDS_FORMAT &&
@@ -124,12 +142,11 @@ export async function importRecords(data) {
     data.records.every((r) => keys.every((key) => typeof r?.[key] === "string") && "best" in r);
   if (!fits) {
     throw new InputError("not tuning records", {
-      where: "importRecords",
+      where,
       got: `format_version ${JSON.stringify(data?.format_version)}`,
       expected: `what session.records() or \`pywebgpu tune\` gave, format_version ${RECORDS_FORMAT}`,
     });
   }
-  await new Kept(false).add(data.records);
 }
 
 /** Forget tuned code and records of this origin. */

@@ -139,6 +139,8 @@ export interface SessionOptions {
   warmup?: boolean;
   /** Start with what tuning found at an earlier visit (default true). */
   tuned?: boolean;
+  /** What `tune` uses unless it is given others: see `TuneOptions.records`. */
+  records?: TuningRecords | string | URL;
 }
 
 export interface PortMetadata {
@@ -233,11 +235,12 @@ export interface TuneOptions {
   /** Cancels the tuning. */
   signal?: AbortSignal;
   /**
-   * A records service (`pywebgpu records serve`) to ask for what won elsewhere: the nearest
-   * devices' winners are measured first. A strict policy has to name it in `connect-src`.
+   * What won elsewhere: the nearest devices' winners are measured first. Exported records, or a
+   * records service (`pywebgpu records serve`) to ask for them, which a strict policy has to name
+   * in `connect-src`. By default those that the session was created with.
    */
-  records?: string | URL;
-  /** Tell that service what was measured here; false by default. */
+  records?: TuningRecords | string | URL;
+  /** Tell the service what was measured here; false by default. */
   contribute?: boolean;
   /** A PythonRuntime to use; by default one is started, and ended after. */
   python?: {

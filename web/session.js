@@ -5,7 +5,7 @@ import { evaluate } from "./dims.js";
 import { DeviceError, InputError } from "./errors.js";
 import { GpuMemory } from "./gpu-memory.js";
 import { GpuTensor } from "./gpu-tensor.js";
-import { Kept } from "./kept.js";
+import { checkRecords, Kept } from "./kept.js";
 import { bind, frame, keyOf, outputBytes, shapesOf, text, trialFrames } from "./shapes.js";
 import { pack, unpack, zeros } from "./tensor.js";
 import { WasmHost } from "./wasm.js";
@@ -29,6 +29,7 @@ import { GpuHost } from "./webgpu.js";
  * @property {boolean} [warmup] run on zeros while weights arrive, so that the first run is as
  *   quick as the later ones (default true)
  * @property {boolean} [tuned] start with what an earlier visit's tuning found (default true)
+ * @property {import("./kept.js").Records | string | URL} [records] for tunings: see their options
  */
 /** @typedef {WasmHost | GpuHost} Host */
 
@@ -86,6 +87,10 @@ export class InferenceSession {
         got: strange ?? "an empty list",
         expected: Object.keys(HOSTS).join(", "),
       });
+    }
+    const { records } = options;
+    if (typeof records === "object" && !(records instanceof URL)) {
+      checkRecords(records, "create, records");
     }
     options.signal?.throwIfAborted();
     // The first provider prepares while the manifest travels.
@@ -422,7 +427,10 @@ export class InferenceSession {
       });
     }
     const seat = { bundle: this.#bundle, kept: this.#kept };
-    const tuning = new Tuning({ ...seat, host: () => this.#host, frame: () => this.#last }, options);
+    const tuning = new Tuning(
+      { ...seat, host: () => this.#host, frame: () => this.#last },
+      { ...options, records: options.records ?? this.#options.records },
+    );
     this.#tuning = tuning;
     tuning.ended.then(() => (this.#tuning = null));
     return tuning;

@@ -147,6 +147,7 @@ def test_exit_codes(
 
 def test_serve_prints_the_address_and_serves(tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("<p>hello</p>")
+    (tmp_path / "site.json").write_text('{"records": "https://records.example.org:8443/kernels/"}')
     command = [sys.executable, "-m", "pywebgpu", "serve", str(tmp_path), "--port", "0", "--json"]
     with subprocess.Popen([*command, "--csp"], stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -156,6 +157,7 @@ def test_serve_prints_the_address_and_serves(tmp_path: Path) -> None:
             with urllib.request.urlopen(told["url"], timeout=10) as response:
                 assert response.read() == b"<p>hello</p>"
                 assert response.headers["Content-Security-Policy"] == told["csp"]
+            assert "connect-src 'self' https://records.example.org:8443;" in told["csp"]
         finally:
             process.terminate()
 

@@ -143,6 +143,27 @@ def test_wrong_inputs(bundle: Path, tmp_path: Path) -> None:
         build_site([bundle], tmp_path / "file", pyodide="none")
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "records.example.org",
+        "ftp://records.example.org/",
+        "https://me:secret@records.example.org/",
+        "https://records.example.org:99999/",
+        "https://records.example.org/; script-src *",
+        'https://records.example.org/"><b>',
+        "https://records.example.org/?q=1",
+    ],
+)
+def test_what_is_no_records_service(bundle: Path, tmp_path: Path, url: str) -> None:
+    with pytest.raises(InputError, match="not the address of a records service"):
+        build_site([bundle], tmp_path / "out", records=url)
+    with pytest.raises(InputError, match="without Python"):
+        build_site([bundle], tmp_path / "out", records="https://a.org", pyodide="none")
+    assert not (tmp_path / "out").exists()
+
+
 def test_names_are_safe_in_links(bundle: Path, tmp_path: Path) -> None:
     odd = bundle.rename(bundle.with_name("Größe & <b>Co"))
     out = build_site([odd], tmp_path / "out", pyodide="none")

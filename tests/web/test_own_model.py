@@ -3,6 +3,7 @@ is told how to become one, and what is neither is refused in words."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.browser
 DIGITS = Path(__file__).parents[2] / "examples" / "digits" / "digits.onnx"
 AXE = NpmPackage("axe-core", "4.14.1", {})
 READY_MS = 120_000
+TUNED_MS = 400_000
 
 Visit = Callable[..., Page]
 
@@ -114,6 +116,41 @@ def test_a_dropped_folder(site: Path, visit: Visit, bundle: Path) -> None:
     page.dispatch_event("#drop", "drop", {"dataTransfer": transfer})
     ready(page)
     expect(page.locator("#outputs tr")).to_have_count(1)
+
+
+@pytest.mark.parametrize("provider", ["webgpu", "wasm"])
+def test_it_is_tuned_like_the_sites_own(
+    tmp_path: Path, visit: Visit, bundle: Path, provider: str
+) -> None:
+    """Its kernels are found in the files that were dropped, and it computes the same after."""
+    mini.write(tmp_path / "mini")
+    site = build_site([tmp_path / "mini"], tmp_path / "out")
+    page = visit(site, f"own.html?provider={provider}")
+    page.set_default_timeout(TUNED_MS)
+    page.set_input_files("#folder", bundle)
+    ready(page)
+    page.click("#tuning-start")
+    page.wait_for_selector("html[data-tuning=done]")
+    assert "forms tried" in page.inner_text("#tuning-state")
+    expect(page.locator("#alert")).to_be_hidden()
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    steps = (manifest if provider == "wasm" else manifest["webgpu"])["steps"]
+    shown = page.locator("#tuning-kernels tr td:first-child").all_inner_texts()
+    assert shown
+    assert set(shown) <= {step["label"] for step in steps}
+    image = np.random.default_rng().random((1, 1, 8, 8)).astype(np.float32).round(3)
+    page.get_by_label("image", exact=True).fill(str(image.tolist()))
+    page.get_by_role("button", name="Run once").click()
+    (wanted,) = InferenceSession(bundle, providers=["wasm"]).run(None, {"image": image})
+    page.wait_for_function(
+        "(first) => Math.abs(parseFloat(document.querySelector('#result pre').textContent) - first)"
+        " < 1e-3",
+        arg=float(wanted[0, 0]),
+    )
+    with page.expect_download() as download:
+        page.click("#tuning-export")
+    assert json.loads(Path(download.value.path()).read_text())["records"]
+    record_executor(f"chromium-{provider}")
 
 
 def test_an_onnx_file_is_told_what_to_run(site: Path, visit: Visit, tmp_path: Path) -> None:

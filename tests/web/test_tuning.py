@@ -403,22 +403,35 @@ def test_records_from_elsewhere(open_page: OpenPage) -> None:
       const [one] = records.records;
       const last = one.candidates.at(-1).knobs;
       one.best = last;
-      const order = async () => {
-        await t.clearTuning();
-        await t.importRecords(records);
-        await (await session.tune({ budget: 60, python: new t.Rigged(python) })).finished;
+      const order = async (session, options = {}) => {
+        const rigged = { budget: 60, python: new t.Rigged(python) };
+        await (await session.tune({ ...rigged, ...options })).finished;
         const found = (await session.records()).records;
+        await t.clearTuning();
         return found.find((r) => r.kernel === one.kernel && r.generator_version !== "0").candidates;
       };
-      const here = await order();
-      const facts = await t.facts(t.importRecords({ format_version: 7 }));
+      await t.clearTuning();
+      await t.importRecords(records);
+      const here = await order(session);
+      const given = await order(session, { records });
+      const other = await t.create("wasm", { records });
+      await t.ask(other, arg);
+      const handed = await order(other);
+      other.release();
+      const wrong = { format_version: 7 };
+      const refused = [t.importRecords(wrong), t.create("wasm", { records: wrong })];
+      const facts = await Promise.all(refused.map(t.facts));
       for (const record of records.records) record.generator_version = "0";
-      return { last, here, there: await order(), facts };
+      await t.importRecords(records);
+      return { last, here, given, handed, there: await order(session), facts };
     """
     found = run(page, body, flat(images(1))[0])
-    assert found["here"][1]["knobs"] == found["last"]
+    for how in ("here", "given", "handed"):
+        assert found[how][1]["knobs"] == found["last"], how
     assert found["there"][1]["knobs"] != found["last"]
-    assert "format_version 7" in found["facts"]["got"]
+    for facts, where in zip(found["facts"], ("importRecords", "create, records"), strict=True):
+        assert "format_version 7" in facts["got"]
+        assert facts["where"] == where
 
 
 def test_a_records_service(open_page: OpenPage, tmp_path: Path) -> None:

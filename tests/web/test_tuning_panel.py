@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
-from pywebgpu.serve import STRICT_CSP
+from pywebgpu.serve import STRICT_CSP, records_service, strict_csp
 from pywebgpu.site import build_site
 from pywebgpu.vendored import NpmPackage, package_folder
+from tests.database.running import running
 from tests.executors_seen import record_executor
 
 pytestmark = pytest.mark.browser
@@ -66,6 +68,40 @@ def test_tunes_and_shows_it(page: Page, tmp_path: Path) -> None:
     assert after["height"] == before["height"], "filling the panel in moves nothing"
     assert not [url for url in asked if not url.startswith((page.url.split("digits")[0], "data:"))]
     record_executor("chromium-wasm")
+
+
+def test_a_site_with_a_records_service(browser: Browser, serve_site: Any, tmp_path: Path) -> None:
+    """Its pages ask the service under their policy, and tell it what the visitor lets them tell."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    service = f"http://127.0.0.1:{port}/"
+    site = build_site([DIGITS], tmp_path / "site", records=service)
+    assert records_service(site) == service
+    url = serve_site(site, csp=strict_csp(service))
+    options = ["--port", str(port), "--origin", url.rstrip("/"), "--confirmations", "2"]
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(TIMEOUT_MS)
+    asked: list[str] = []
+    page.on("request", lambda r: asked.append(r.url) if r.url.startswith(service) else None)
+    try:
+        with running(f"sqlite:///{tmp_path / 'records.db'}", *options) as (client, _):
+            page.goto(f"{url}digits.html?provider=wasm")
+            for ticked in (False, True):
+                page.wait_for_selector("#tuning-start:enabled")
+                assert not page.is_checked("#tuning-contribute")
+                page.set_checked("#tuning-contribute", ticked)
+                page.click("#tuning-start")
+                page.wait_for_selector("html[data-tuning=done]")
+                assert page.locator("#alert").is_hidden()
+                told = int(client.get("health").json()["contributions"])
+                assert (told > 0) is ticked
+                assert any("v1/winners" in address for address in asked)
+                asked.clear()
+                page.reload()
+    finally:
+        context.close()
 
 
 def test_records_leave_and_come_back(page: Page, tmp_path: Path) -> None:

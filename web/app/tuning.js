@@ -2,7 +2,7 @@
 // shows what tuning makes of that.
 
 import { importRecords } from "../pywebgpu.js";
-import { element, make, milliseconds, showError } from "./dom.js";
+import { element, make, milliseconds, pageData, showError } from "./dom.js";
 import { LatencyPlot } from "./latency-plot.js";
 import { drawRoofline } from "./roofline.js";
 
@@ -34,6 +34,7 @@ export class TuningPanel {
   #cancel = element("tuning-cancel", HTMLButtonElement);
   #state = element("tuning-state", HTMLElement);
   #bar = element("tuning-progress", HTMLProgressElement);
+  #contribute = /** @type {HTMLInputElement | null} */ (document.getElementById("tuning-contribute"));
   #roofline = element("tuning-roofline", HTMLElement);
   /** @type {KernelRow[]} */
   #rows = [];
@@ -70,7 +71,10 @@ export class TuningPanel {
     try {
       await this.#plot.start();
       const onProgress = (/** @type {TuneProgress} */ progress) => this.#show(progress);
-      const tuning = await session.tune({ budget: BUDGET_S, onProgress });
+      // Sites that are built with a service have its address, and the visitor's choice.
+      const records = pageData("records") || undefined;
+      const contribute = Boolean(this.#contribute?.checked);
+      const tuning = await session.tune({ budget: BUDGET_S, onProgress, records, contribute });
       this.#tuning = tuning;
       this.#cancel.disabled = false;
       this.#repeat(tuning).catch(showError);

@@ -135,6 +135,11 @@ export class Bench {
     }
   }
 
+  /** Have a worker, before the first request. */
+  async open() {
+    if (!this.#worker) await this.#start();
+  }
+
   async #start() {
     const url = new URL("./worker.js", import.meta.url);
     const worker = new Worker(url, { type: "module", name: "pywebgpu tuning" });

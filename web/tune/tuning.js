@@ -3,7 +3,7 @@
 // winners are taken into use between two runs.
 
 import { BundleError, InputError } from "../errors.js";
-import { tunedKey } from "../kept.js";
+import { checkRecords, RECORDS_FORMAT, tunedKey } from "../kept.js";
 import { frame, trialFrames } from "../shapes.js";
 import { layout, PARAMS_BASE, WasmHost } from "../wasm.js";
 import { RAISED, offers } from "../webgpu.js";
@@ -12,6 +12,7 @@ import { RecordsService } from "./service.js";
 
 /** @typedef {import("../bundle.js").Bundle} Bundle */
 /** @typedef {import("../kept.js").Kept} Kept */
+/** @typedef {import("../kept.js").Records} Records */
 /** @typedef {import("../kept.js").Tuned} Tuned */
 /** @typedef {import("../shapes.js").Frame} Frame */
 /** @typedef {import("../webgpu.js").GpuHost} GpuHost */
@@ -23,8 +24,9 @@ import { RecordsService } from "./service.js";
  * @property {number} [enough] part of a run's time: it ends when less is to be expected (default 0.02)
  * @property {(progress: TuneProgress) => void} [onProgress]
  * @property {AbortSignal} [signal] cancels
- * @property {string | URL} [records] a records service (`pywebgpu records serve`) to ask for what won
- *   elsewhere; it is told the model's kernels by their hashes
+ * @property {Records | string | URL} [records] what won elsewhere, by default the session's: exported
+ *   records, or a service (`pywebgpu records serve`) to ask for them; it is told the model's kernels
+ *   by their hashes
  * @property {boolean} [contribute] tell it what was measured here (default false)
  * @property {Python} [python] a PythonRuntime to use; by default one is started, and ended after
  */
@@ -89,7 +91,9 @@ export class Tuning {
   #options;
   #clock = new Clock();
   /** @type {RecordsService | null} */
-  #service;
+  #service = null;
+  /** @type {Records["records"]} */
+  #given = [];
   /** @type {Bench | null} */
   #bench = null;
   /** @type {() => void} */
@@ -113,7 +117,13 @@ export class Tuning {
     }
     this.#seat = seat;
     this.#options = options;
-    this.#service = options.records ? new RecordsService(options.records) : null;
+    const { records } = options;
+    if (typeof records === "string" || records instanceof URL) {
+      this.#service = new RecordsService(records);
+    } else if (records) {
+      checkRecords(records, "tune, records");
+      this.#given = records.records;
+    }
     if (options.contribute && !this.#service) {
       throw new InputError("nobody to contribute to", {
         where: "tune, contribute",
@@ -161,8 +171,11 @@ export class Tuning {
     /** @type {Python | null} */
     let python = null;
     try {
-      python = await this.#python();
       this.#bench = new Bench(this.#opening(), this.turns);
+      // While Python loads. Where it fails, the first request tries again.
+      const opened = this.#bench.open().catch(() => {});
+      python = await this.#python();
+      await this.#unlessCancelled(opened);
       const report = await this.#search(python);
       this.state = "done";
       this.#say("done", "", 1, 1);
@@ -298,14 +311,17 @@ export class Tuning {
     const played = { buffers, steps, program, webgpu: { steps: webgpu.steps } };
     const host = this.#seat.host();
     const sizes = this.#frame().sizes;
-    const records = await kept.records();
+    const { records } = await kept.records(); // after those given: own timings count
     return {
       manifest: JSON.stringify({ generator_version, ...played }),
       specs: new TextDecoder().decode(await bundle.read(SPECS)),
       sizes: Object.fromEntries(sizes),
       budget: this.#options.budget ?? BUDGET_S,
       ...(this.#options.enough === undefined ? {} : { enough: this.#options.enough }),
-      records: JSON.stringify(records),
+      records: JSON.stringify({
+        format_version: RECORDS_FORMAT,
+        records: [...this.#given, ...records],
+      }),
       service: this.#service !== null,
       ...(host instanceof WasmHost
         ? { wasm: { relaxed: host.variant.includes("relaxed"), threads: host.memory !== null } }
