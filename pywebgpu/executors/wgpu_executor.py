@@ -400,16 +400,17 @@ class WgpuExecutor:
         # other numbers in a uniform buffer, and no bind groups.
         kinds = list(dict.fromkeys(tuple(s.args) for s in self.plan.steps[part.first : part.end]))
         calls = {kind: [evaluate(dim, symbols) for dim in kind] for kind in kinds}
-        stride = uniform_stride(kinds_args := list(calls.values()))
+        arguments = list(calls.values())
+        stride = uniform_stride(arguments)
         offsets = {kind: i * stride for i, kind in enumerate(kinds)}
         uniform = None
         if any(kinds):
             spare = self._spare.get(part)
             if spare:
                 uniform = spare.pop()
-                self.gpu.set_uniforms(uniform, kinds_args)
+                self.gpu.set_uniforms(uniform, arguments)
             else:
-                uniform = self.gpu.uniforms(kinds_args)
+                uniform = self.gpu.uniforms(arguments)
         dispatches: list[Dispatch] = []
         steps: list[int] = []
         for number in range(part.first, part.end):
