@@ -53,8 +53,7 @@ element of the output; a model passes up to {tolerance}. "dynamo" is today's exp
 several passes count once.
 
 wasmtime and wgpu run on the desktop, the others in headless Chromium; WebGPU is a software adapter
-in both (llvmpipe, SwiftShader), where a model takes up to minutes. An empty cell is one that has
-not been run for this page.
+in both (llvmpipe, SwiftShader). An empty cell has not been run; others are of their last run.
 """
 
 
