@@ -52,6 +52,20 @@ def ready(page: Page) -> None:
     expect(page.locator("#status")).to_contain_text("took", timeout=READY_MS)
 
 
+def run_once(page: Page, bundle: Path, image: np.ndarray) -> np.ndarray:
+    """Type the image, run, and wait for the answer that the desktop gives, which is returned."""
+    # With brackets and commas, as it is printed elsewhere.
+    page.get_by_label("image", exact=True).fill(str(image.tolist()))
+    page.get_by_role("button", name="Run once").click()
+    (wanted,) = InferenceSession(bundle, providers=["wasm"]).run(None, {"image": image})
+    page.wait_for_function(
+        "(first) => Math.abs(parseFloat(document.querySelector('#result pre').textContent) - first)"
+        " < 1e-3",
+        arg=float(wanted[0, 0]),
+    )
+    return np.asarray(wanted)
+
+
 @pytest.mark.parametrize("provider", ["webgpu", "wasm"])
 def test_a_folder_runs_on_what_is_typed(
     site: Path, visit: Visit, bundle: Path, provider: str
@@ -64,15 +78,7 @@ def test_a_folder_runs_on_what_is_typed(
     expect(page.locator("#inputs tr")).to_have_count(1)
     image = np.random.default_rng().random((1, 1, 8, 8)).astype(np.float32).round(3)
     page.get_by_label("batch", exact=True).fill("1")
-    # With brackets and commas, as it is printed elsewhere.
-    page.get_by_label("image", exact=True).fill(str(image.tolist()))
-    page.get_by_role("button", name="Run once").click()
-    (wanted,) = InferenceSession(bundle, providers=["wasm"]).run(None, {"image": image})
-    page.wait_for_function(
-        "(first) => Math.abs(parseFloat(document.querySelector('#result pre').textContent) - first)"
-        " < 1e-3",
-        arg=float(wanted[0, 0]),
-    )
+    wanted = run_once(page, bundle, image)
     shown = [float(text) for text in page.inner_text("#result pre").replace("−", "-").split()]
     assert np.allclose(shown, wanted[0], rtol=1e-3, atol=1e-4)
     assert page.evaluate("caches.keys()") == [], "the visitor's files are not kept"
@@ -139,14 +145,7 @@ def test_it_is_tuned_like_the_sites_own(
     assert shown
     assert set(shown) <= {step["label"] for step in steps}
     image = np.random.default_rng().random((1, 1, 8, 8)).astype(np.float32).round(3)
-    page.get_by_label("image", exact=True).fill(str(image.tolist()))
-    page.get_by_role("button", name="Run once").click()
-    (wanted,) = InferenceSession(bundle, providers=["wasm"]).run(None, {"image": image})
-    page.wait_for_function(
-        "(first) => Math.abs(parseFloat(document.querySelector('#result pre').textContent) - first)"
-        " < 1e-3",
-        arg=float(wanted[0, 0]),
-    )
+    run_once(page, bundle, image)
     with page.expect_download() as download:
         page.click("#tuning-export")
     assert json.loads(Path(download.value.path()).read_text())["records"]
