@@ -380,7 +380,7 @@ class _Emitter:
         in_blocks = self._in_blocks(f, threads, row_tiles, rows)
         one_block = isinstance(in_blocks, int) and in_blocks == row_tiles
         packed_a, packed_b = f.value(-1), f.value(-1)
-        work = shares(f, thread, threads, total, least=self._least())
+        work = shares(f, thread, threads, total, least=self._least(f, k))
         with work as (start, end), f.loop() as again:
             with f.scope():
                 rest: IntLike = start
@@ -411,11 +411,11 @@ class _Emitter:
             f.br_if(again)
         return WasmKernel(f.index, self.scratch)
 
-    def _least(self) -> int:
+    def _least(self, f: Function, k: IntLike) -> IntLike:
         """Tiles that are worth asking for: rows of few tiles are done before the asking pays."""
         main = self.variants[0]
-        k = self.spec.k if isinstance(self.spec.k, int) else 1
-        return -(-LEAST_MULTIPLICATIONS // (main.rows * main.panels * PANEL * max(k, 1)))
+        long = LEAST_MULTIPLICATIONS // (main.rows * main.columns)
+        return f.hold(affine(long) // imax(k, 1) + 1)
 
     def _in_blocks(self, f: Function, threads: Local, row_tiles: IntLike, rows: IntLike) -> IntLike:
         """Tiles of a block of rows. Several threads get blocks of their own if those have enough

@@ -30,7 +30,7 @@ def share(f: Function, thread: Local, threads: Local, tiles: IntLike) -> tuple[L
 
 @contextmanager
 def shares(
-    f: Function, thread: Local, threads: Local, total: IntLike, tile: int = 1, least: int = 1
+    f: Function, thread: Local, threads: Local, total: IntLike, tile: int = 1, least: IntLike = 1
 ) -> Iterator[tuple[Local, Local]]:
     """The code inside runs for each part of range(total) that this thread does, never for an
     empty one. It gets (start, end) of the part and may change `start`.
