@@ -7,8 +7,9 @@
  * @property {WebAssembly.Module} module
  * @property {WebAssembly.Memory} memory
  * @property {number} thread
- * @property {{generation: number, done: number}} control i32 indices of the host's counters
- * @property {number} generation what the host's counter says now: the next run changes it
+ * @property {{generation: number, done: number}} control i32 indices of what the host tells this
+ *   thread, and of how many have finished
+ * @property {number} generation what the host told last: the next run changes it
  * @property {boolean} tell say "done" by message, since the host cannot wait on memory
  * @property {boolean} spin a processor is free for this thread to look for the next run
  */
@@ -96,10 +97,10 @@ const HANDLERS = {
   async shared({ module, memory: shared, thread, control, generation, tell, spin }) {
     memory = shared;
     const words = new Int32Array(memory.buffer, 0, 64);
-    // The host changes this word once per run, and only after every thread of the last run has
-    // said "done": starting from the value it had then, no run can be missed. Its low four bits say
-    // how many threads take part, in one word, so that the two cannot be mixed up; none means that
-    // a message waits to be read.
+    // The host changes this thread's word once per run that the thread takes part in, and only after
+    // every thread of the last run has said "done": starting from the value it had then, no run can
+    // be missed. Its low four bits say how many threads take part, in one word, so that the two
+    // cannot be mixed up; none means that a message waits to be read.
     await instantiate(module);
     postMessage({ ready: true });
     const rest = new Rest();
@@ -108,7 +109,6 @@ const HANDLERS = {
       generation = Atomics.load(words, control.generation);
       const threads = generation & 15;
       if (!threads) return;
-      if (thread >= threads) continue;
       run(thread, threads);
       if (Atomics.add(words, control.done, 1) < threads - 1) continue;
       if (tell) postMessage({ done: true });

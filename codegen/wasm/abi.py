@@ -5,7 +5,7 @@ CONTROL_BYTES = 256
 
 BARRIER_COUNT = 0  # i32: threads that have arrived at the current barrier
 BARRIER_GENERATION = 64  # i32 on a cache line of its own: bumped when all have arrived
-HOST_GENERATION = 128  # i32: bumped by the host to start a run; workers wait on it
+HOST_GENERATION = 128  # i32 per thread: changed by the host to start a run; the thread waits on it
 HOST_DONE = 192  # i32: threads that have finished the run
 FAULT = 252  # i32: which item of the program stopped the run, counted from 1; the host clears it
 
