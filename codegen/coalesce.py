@@ -23,6 +23,8 @@ def coalesce(spec: Spec) -> Spec:
     groups: list[list[Dim]]
     if isinstance(spec, Map):
         groups, roots = [list(spec.shape)], [spec.value]
+        if spec.beside is not None:
+            roots.append(spec.beside.value)
     elif isinstance(spec, Reduce):
         groups, roots = [list(spec.shape), list(spec.reduce)], [spec.value, spec.final]
     else:
@@ -58,7 +60,10 @@ def coalesce(spec: Spec) -> Spec:
     second = tuple(sizes[i] for i in kept if i >= len(groups[0]))
     index, value = sc.transform(spec.index, leaf), sc.transform(spec.value, leaf)
     if isinstance(spec, Map):
-        return replace(spec, shape=first, value=value, index=index)
+        beside = spec.beside
+        if beside is not None:
+            beside = replace(beside, value=sc.transform(beside.value, leaf))
+        return replace(spec, shape=first, value=value, index=index, beside=beside)
     final = sc.transform(spec.final, leaf)
     if isinstance(spec, Reduce):
         return replace(spec, shape=first, reduce=second, value=value, final=final, index=index)

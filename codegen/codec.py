@@ -17,7 +17,10 @@ from typing import Any
 from . import scalar as sc
 from .dims import Dim, Expr, dim_from_json, dim_json
 from .scalar import Op, Scalar, Type
-from .spec import FAMILIES, Blocks, Epilogue, KernelSpec, Prologue, View, family
+from .spec import FAMILIES, Beside, Blocks, Epilogue, KernelSpec, Prologue, View, family
+
+_RECORDS = (Beside, Prologue, Epilogue)
+"""Parts of specs that have expressions among their fields."""
 
 
 def spec_to_json(spec: KernelSpec) -> dict[str, Any]:
@@ -33,10 +36,8 @@ def spec_to_json(spec: KernelSpec) -> dict[str, Any]:
 def _scalars(value: Any) -> list[Scalar]:
     if isinstance(value, tuple):
         return [found for item in value for found in _scalars(item)]
-    if isinstance(value, Prologue):
-        return [value.value, value.final]
-    if isinstance(value, Epilogue):
-        return [value.final]
+    if isinstance(value, _RECORDS):
+        return [v for f in dataclasses.fields(value) for v in _scalars(getattr(value, f.name))]
     return [value] if isinstance(value, Scalar) else []
 
 
@@ -56,7 +57,7 @@ def _encode(value: Any, nodes: dict[Scalar, int]) -> Any:
         return [dim_json(value.offset), *map(dim_json, value.strides)]
     if isinstance(value, Blocks):
         return [value.bits, value.size, value.zeros]
-    if isinstance(value, (Prologue, Epilogue)):
+    if isinstance(value, _RECORDS):
         fields = dataclasses.fields(value)
         return {f.name: _encode(getattr(value, f.name), nodes) for f in fields}
     if isinstance(value, float):
@@ -111,7 +112,7 @@ def _decode(value: Any, hint: Any, nodes: list[Scalar]) -> Any:
         return tuple(_decode(v, h, nodes) for v, h in zip(value, inner, strict=True))
     if hint is Scalar:
         return nodes[value]
-    if hint in (Prologue, Epilogue):
+    if hint in _RECORDS:
         return _record(hint, value, nodes)
     if hint is View:
         return View(tuple(dim_from_json(s) for s in value[1:]), dim_from_json(value[0]))

@@ -52,11 +52,19 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """A second value over a `Map`'s space, at the same index of an output of its own. WGSL only."""
+
+    value: Scalar
+    output: Storage
+
+
+@dataclass(frozen=True, slots=True)
 class Map:
     """out[index] = value, for every coordinate of `shape`.
 
     `value` and `index` range over AXIS 0..rank-1. Elementwise work, broadcasting, transposes,
-    slices, gathers, pads, resizes and casts are all this.
+    slices, gathers, pads, resizes and casts are all this. `beside` is as much again.
     """
 
     shape: tuple[Dim, ...]
@@ -65,6 +73,12 @@ class Map:
     operands: tuple[Storage, ...]
     output: Storage
     n_args: int = 0
+    beside: Beside | None = None
+
+    @property
+    def keep(self) -> Storage | None:
+        """Of the second output; None without one."""
+        return None if self.beside is None else self.beside.output
 
 
 class ReduceOp(enum.Enum):

@@ -67,7 +67,7 @@ class Step:
     label: str
     """For people: the nodes it came from."""
     kept: int | None = None
-    """The buffer of a product's second output (see `spec.Prologue` and `spec.Epilogue`)."""
+    """The buffer of a second output (see `spec.Beside`, `spec.Prologue` and `spec.Epilogue`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -336,10 +336,11 @@ class WgpuHost:
             raise CandidateError(f"{type(error).__name__}: {error}") from error
 
     def _kept_for(self, code: WgslKernel) -> Any:
-        """A second output's buffer, as large as what it is made from; None where there is none."""
+        """A second output's buffer, as large as the first or as what it is made from, as far as one
+        can know; None where there is none."""
         if not any(b.role is Role.KEPT for p in code.passes for b in p.bindings):
             return None
-        (kept,) = self._scratch_for((max(self._job.operands),))
+        (kept,) = self._scratch_for((max(*self._job.operands, self._job.output),))
         return kept
 
     def _make(self, number: int, code: WgslKernel) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pywebgpu.codegen.dims import evaluate as dim
 from pywebgpu.codegen.program import Branch, Program, Range, Read
-from pywebgpu.codegen.spec import Matmul, Storage
+from pywebgpu.codegen.spec import Map, Matmul, Storage
 from pywebgpu.compile import Compiled
 from pywebgpu.executors.base import check_feeds, user_dtype
 from pywebgpu.plan import Plan, SlotBuffer, Step, WeightBuffer
@@ -79,10 +79,10 @@ def _play(compiled: Compiled, plan: Plan, feeds: Mapping[str, Any]) -> dict[str,
             raise AssertionError(f"{step.label}: {error}\n{spec}") from error
         target[written] = result[written].astype(target.dtype)
         if step.kept is not None:
-            assert isinstance(spec, Matmul)
-            made = reference.second_output(spec, operands, args).ravel()
+            assert isinstance(spec, (Map, Matmul))
             assert spec.keep is not None
-            memory(step.kept, spec.keep)[: made.size] = made
+            index, made = reference.second_output(spec, operands, args)
+            memory(step.kept, spec.keep)[index] = made
 
     def element(number: int) -> int:
         return int(memory(number, Storage.I32)[0])

@@ -358,12 +358,21 @@ def left_operand(spec: Matmul, operands: Sequence[Array], env: dict[str, int]) -
     return np.broadcast_to(made, [m, k])
 
 
-def second_output(spec: Matmul, operands: Sequence[Array], args: Sequence[int]) -> Array:
-    """What a product with `keep` stores besides its result."""
+def second_output(
+    spec: Map | Matmul, operands: Sequence[Array], args: Sequence[int]
+) -> tuple[Array, Array]:
+    """What a kernel with `keep` stores besides its result: where, and what, both flat."""
     env = {f"a{i}": a for i, a in enumerate(args)}
+    if isinstance(spec, Map):
+        assert spec.beside is not None
+        beside = dataclasses.replace(spec, value=spec.beside.value, beside=None)
+        index, made = _map(beside, list(operands), env)
+        return index.ravel(), made.ravel()
     if spec.epilogue is None:
-        return left_operand(spec, operands, env)
-    return _matmul(dataclasses.replace(spec, epilogue=None), list(operands), env)[1]
+        made = left_operand(spec, operands, env)
+    else:
+        made = _matmul(dataclasses.replace(spec, epilogue=None), list(operands), env)[1]
+    return np.arange(made.size), made.ravel()
 
 
 def _matmul(spec: Matmul, operands: list[Array], env: dict[str, int]) -> tuple[Array, Array]:

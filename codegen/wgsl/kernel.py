@@ -14,7 +14,7 @@ class Role(enum.Enum):
 
     OPERAND = "operand"  # input buffer number `index` of the step
     OUTPUT = "output"
-    KEPT = "kept"  # the second output of a product that makes its left operand
+    KEPT = "kept"  # the second output of a product or a map
     SCRATCH = "scratch"  # scratch buffer number `index` of the kernel
     ARGS = "args"  # uniform block of the step's arguments: u32s, four to a vec4
 

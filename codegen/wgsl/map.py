@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..caps import WgslCaps
 from ..coalesce import coalesce
 from ..dims import Dim, ceildiv, product
-from ..scalar import Op, walk
+from ..scalar import Op, Scalar, walk
 from ..spec import Map
 from .kernel import WgslKernel
 from .module import Module, dim_multiple, fold_grid, runs_along, size_of, unravel
@@ -32,7 +32,7 @@ class Fields:
     repeat: int
     count: str
     coordinates: list[str]
-    call: str
+    calls: list[str]
 
 
 def space(spec: Map, caps: WgslCaps) -> list[Knobs]:
@@ -52,13 +52,18 @@ def space(spec: Map, caps: WgslCaps) -> list[Knobs]:
 
 def _length(spec: Map) -> int:
     """Operators of the value; a power is spelt with some twenty."""
-    nodes = walk([spec.value])
+    nodes = walk(_values(spec))
     return len(nodes) + 20 * sum(node.op is Op.POW for node in nodes)
 
 
 def _vectorable(spec: Map) -> bool:
     last = len(spec.shape) - 1
     return dim_multiple(spec.shape[last], 4) and runs_along(spec.index, last)
+
+
+def _values(spec: Map) -> list[Scalar]:
+    """Of the outputs."""
+    return [spec.value] if spec.beside is None else [spec.value, spec.beside.value]
 
 
 def render(spec: Map, knobs: Knobs) -> WgslKernel:
@@ -68,7 +73,21 @@ def render(spec: Map, knobs: Knobs) -> WgslKernel:
     axes = [f"i{n}" for n in range(rank)]
     lane = rank - 1 if knobs.vector else None
     size: Dim = spec.shape[-1] if rank else 1
-    module.puts(spec.value, spec.index, axes, lane=lane, lane_size=size, vector=knobs.vector)
+    # Both read an operand in the same way.
+    guarded = frozenset[int]()
+    if lane is not None:
+        guarded = guarded.union(
+            *(module.scalar_operands(v, spec.index, lane) for v in _values(spec))
+        )
+    module.puts(
+        spec.value, spec.index, axes, lane=lane, lane_size=size, vector=knobs.vector,
+        guarded=guarded,
+    )  # fmt: skip
+    if spec.beside is not None:
+        module.puts(
+            spec.beside.value, spec.index, axes, lane=lane, lane_size=size,
+            vector=knobs.vector, guarded=guarded, kept=spec.beside.output,
+        )  # fmt: skip
     shape = list(spec.shape)
     if knobs.vector:
         shape[-1] = shape[-1] // 4
@@ -77,13 +96,14 @@ def render(spec: Map, knobs: Knobs) -> WgslKernel:
     if knobs.vector:
         passed[-1] = f"{axes[-1]} * 4"
     count = product(shape)
+    names = ["put"] if spec.beside is None else ["put", "keep"]
     fields = Fields(
         head=module.head(),
         workgroup=knobs.workgroup,
         repeat=knobs.repeat,
         count=size_of(shape),
         coordinates=coordinates,
-        call=f"{'put4' if knobs.vector else 'put'}({', '.join(passed)})",
+        calls=[f"{name}{'4' if knobs.vector else ''}({', '.join(passed)})" for name in names],
     )
     grid = fold_grid(ceildiv(count, knobs.workgroup * knobs.repeat))
     name = f"map_{knobs.workgroup}x{knobs.repeat}{'v' if knobs.vector else ''}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.resources
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from typing import Any
 
@@ -130,6 +131,17 @@ def dim_multiple(dim: Dim, by: int) -> bool:
     return is_multiple(sc.dim(dim), by)
 
 
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """An output, and the functions that store in it."""
+
+    buffer: str
+    storage: Storage
+    value: str
+    put: str
+    put4: str
+
+
 class Module:
     """Collects what one shader needs. `head()` goes to the top of the template."""
 
@@ -177,11 +189,12 @@ class Module:
         text = f"in{operand}[{index}]"  # of I8: four words
         return f"vec4<f32>({text})" if widen and self.operands[operand] is Storage.F16 else text
 
-    def stored(self, text: str, type_: Type) -> str:
-        """An expression converted to the output's element type."""
-        if self.output is Storage.F16:
+    @staticmethod
+    def stored(text: str, type_: Type, storage: Storage) -> str:
+        """An expression converted to an output's element type."""
+        if storage is Storage.F16:
             return f"f16({text})"
-        if self.output is Storage.I32 and type_ is not Type.I32:
+        if storage is Storage.I32 and type_ is not Type.I32:
             return f"i32({text})"
         return text
 
@@ -198,13 +211,18 @@ class Module:
         vector: bool = True,
         guarded: frozenset[int] = frozenset(),
         put4: str = "put4",
+        kept: Storage | None = None,
     ) -> None:
         """Functions `put(axes..., acc)` and, with a lane axis, `put4(axes..., acc4)`.
 
         axes: names of AXIS 0, 1, ... (i32 parameters). `put4` stores at lane .. lane + 3, lane
         being a multiple of 4; lanes from `lane_size` on are left out. It reads and writes vec4s
         where `vector` allows and the addresses do; `guarded` operands are never bound as vec4.
+        With `kept` they are `keep` and `keep4`, and store in the second output.
         """
+        target = _Target("out", self.output, "value_of", "put", put4)
+        if kept is not None:
+            target = _Target("kept", kept, "kept_value_of", "keep", "keep4")
         params = {sc.axis(i): (name, "i32") for i, name in enumerate(axes)}
         if acc is not None:
             params[sc.acc(acc)] = ("acc", WGSL_TYPE[acc])
@@ -214,33 +232,40 @@ class Module:
         lane_loads = self._lane_loads(value, index, lane, guarded) if wide else {}
         for node in lane_loads:
             params[node] = (f"lane{len(params)}", WGSL_TYPE[node.type])
-        self.function("value_of", params, value)
+        self.function(target.value, params, value)
         passed = [name for name, _ in params.values()]
+        if kept is not None:
+            self.keep(kept, wide)
         if wide:
             assert lane is not None
-            self._put4_wide(params, value, index, axes, acc, lane, lane_loads, put4)
+            self._put4_wide(params, value, index, axes, acc, lane, lane_loads, target)
             return
         heads = [f"{n}: {t}" for n, t in params.values()]
         speller = self.speller({node: text for node, (text, _) in params.items()})
         (at,) = speller.spell(index)
         self.used |= speller.loaded
-        call = self.stored(f"value_of({', '.join(passed)})", value.type)
-        self.text(f"fn put({', '.join(heads)}) {{", [*speller.lines, f"out[{at}] = {call};"])
+        call = self.stored(f"{target.value}({', '.join(passed)})", value.type, target.storage)
+        store = f"{target.buffer}[{at}] = {call};"
+        self.text(f"fn {target.put}({', '.join(heads)}) {{", [*speller.lines, store])
         if lane is not None:
-            self._put4_narrow(axes, acc, lane, lane_size, put4)
+            self._put4_narrow(axes, acc, lane, lane_size, target)
+
+    def scalar_operands(self, value: Scalar, index: Scalar, lane: int) -> set[int]:
+        """Those with a load that is not four neighbours along the lane."""
+        everywhere = loads(value, index)
+        scalar = {o for n, o in everywhere.items() if not runs_along(n.args[0], lane)}
+        scalar |= set(loads(index).values())
+        scalar |= {o for o, storage in enumerate(self.operands) if storage is Storage.I8}
+        nested = {m for n in everywhere for m in loads(n.args[0])}
+        return scalar | {everywhere[n] for n in nested}
 
     def _lane_loads(
         self, value: Scalar, index: Scalar, lane: int | None, guarded: frozenset[int]
     ) -> dict[Scalar, int]:
         """Loads that can be vec4s: every load of their operand runs along the lane."""
         assert lane is not None
-        everywhere = loads(value, index)
-        scalar = {o for n, o in everywhere.items() if not runs_along(n.args[0], lane)} | guarded
-        scalar |= set(loads(index).values())
-        scalar |= {o for o, storage in enumerate(self.operands) if storage is Storage.I8}
-        nested = {m for n in everywhere for m in loads(n.args[0])}
-        scalar |= {everywhere[n] for n in nested}
-        return {n: o for n, o in everywhere.items() if o not in scalar}
+        scalar = self.scalar_operands(value, index, lane) | guarded
+        return {n: o for n, o in loads(value, index).items() if o not in scalar}
 
     def _put4_wide(
         self,
@@ -251,7 +276,7 @@ class Module:
         acc: Type | None,
         lane: int,
         lane_loads: Mapping[Scalar, int],
-        name: str,
+        target: _Target,
     ) -> None:
         heads = [f"{a}: i32" for a in axes]
         if acc is not None:
@@ -269,15 +294,17 @@ class Module:
             if acc is not None:
                 passed.append(f"acc.{component}")
             passed += [f"{params[node][0]}.{component}" for node in lane_loads]
-            calls.append(self.stored(f"value_of({', '.join(passed)})", value.type))
-        element = ELEMENT[self.output]
-        body.append(f"out[u32({places[0]}) / 4u] = vec4<{element}>(")
+            call = f"{target.value}({', '.join(passed)})"
+            calls.append(self.stored(call, value.type, target.storage))
+        element = ELEMENT[target.storage]
+        body.append(f"{target.buffer}[u32({places[0]}) / 4u] = vec4<{element}>(")
         body += [f"  {call}{',' if i < 3 else ');'}" for i, call in enumerate(calls)]
-        self.output_vector = True
-        self.text(f"fn {name}({', '.join(heads)}) {{", body)
+        if target.buffer == "out":
+            self.output_vector = True
+        self.text(f"fn {target.put4}({', '.join(heads)}) {{", body)
 
     def _put4_narrow(
-        self, axes: Sequence[str], acc: Type | None, lane: int, lane_size: Dim, name: str
+        self, axes: Sequence[str], acc: Type | None, lane: int, lane_size: Dim, target: _Target
     ) -> None:
         heads = [f"{a}: i32" for a in axes]
         if acc is not None:
@@ -287,12 +314,12 @@ class Module:
             passed = [f"{a} + {i}" if j == lane and i else a for j, a in enumerate(axes)]
             if acc is not None:
                 passed.append(f"acc.{component}")
-            call = f"put({', '.join(passed)});"
+            call = f"{target.put}({', '.join(passed)});"
             if dim_multiple(lane_size, 4):
                 body.append(call)
             else:
                 body.append(f"if (u32({axes[lane]} + {i}) < {dim_text(lane_size)}) {{ {call} }}")
-        self.text(f"fn {name}({', '.join(heads)}) {{", body)
+        self.text(f"fn {target.put4}({', '.join(heads)}) {{", body)
 
     def keep(self, storage: Storage, vector: bool) -> None:
         """Declares `kept`, a second output."""

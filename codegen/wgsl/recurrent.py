@@ -134,7 +134,7 @@ def render(spec: Recurrent, knobs: Knobs) -> WgslKernel:
         module.text("fn peephole_at(d: i32, g: i32, j: i32) -> f32 {", [f"return {element};"])
     for number in range(spec.cell.functions):
         _activation(module, spec, number)
-    stored = module.stored("value", Type.F32)
+    stored = module.stored("value", Type.F32, spec.output)
     module.text("fn put(at: u32, value: f32) {", [f"out[at] = {stored};"])
     lengths = spec.operand("lengths")
     steps, batch = dim_text(spec.steps), dim_text(spec.batch)

@@ -12,7 +12,18 @@ from typing import Any
 from ..codegen import scalar as sc
 from ..codegen.dims import Dim, Expr, substitute, symbol, symbols
 from ..codegen.scalar import Op, Scalar
-from ..codegen.spec import Epilogue, KernelSpec, Map, Prologue, Reduce, ReduceOp, Row, Storage, View
+from ..codegen.spec import (
+    Beside,
+    Epilogue,
+    KernelSpec,
+    Map,
+    Prologue,
+    Reduce,
+    ReduceOp,
+    Row,
+    Storage,
+    View,
+)
 from .index import Space, shift_axes
 from .order import by_stride
 
@@ -107,10 +118,9 @@ def _parts(value: Any) -> Iterator[Any]:
     elif isinstance(value, View):
         yield from _parts(value.offset)
         yield from _parts(value.strides)
-    elif isinstance(value, Prologue):
-        yield from (value.value, value.final)
-    elif isinstance(value, Epilogue):
-        yield value.final
+    elif isinstance(value, (Beside, Prologue, Epilogue)):
+        for f in dataclasses.fields(value):
+            yield from _parts(getattr(value, f.name))
     elif isinstance(value, tuple):
         for item in value:
             yield from _parts(item)
@@ -130,10 +140,11 @@ def _rewrite(value: Any, scalar: Callable[[Scalar], Scalar], dim: Callable[[Dim]
         return dim(value)
     if isinstance(value, View):
         return View(tuple(dim(s) for s in value.strides), dim(value.offset))
-    if isinstance(value, Prologue):
-        return dataclasses.replace(value, value=scalar(value.value), final=scalar(value.final))
-    if isinstance(value, Epilogue):
-        return dataclasses.replace(value, final=scalar(value.final))
+    if isinstance(value, (Beside, Prologue, Epilogue)):
+        fields = dataclasses.fields(value)
+        return type(value)(
+            **{f.name: _rewrite(getattr(value, f.name), scalar, dim) for f in fields}
+        )
     if isinstance(value, tuple):
         return tuple(_rewrite(item, scalar, dim) for item in value)
     return value

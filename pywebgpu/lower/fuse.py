@@ -15,6 +15,8 @@ lowered once, and this gives a GPU's version of it, over the same buffers:
 3. A `Map` whose only reader is a product's left operand, and whose loads run along with it, becomes
    the prologue.
 4. A `Map` whose only reader takes it as an attention's query becomes the query.
+5. Of what is left, two `Map`s that store alike and could run side by side become one with two
+   outputs: the longer caches of keys and of values, cosines and sines.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from ..codegen.dims import Dim, substitute, symbol
 from ..codegen.scalar import Op, Scalar, Type
 from ..codegen.spec import (
     Attention,
+    Beside,
     Epilogue,
     KernelSpec,
     Map,
@@ -72,7 +75,45 @@ class _Fusion:
                 other, fused = made
                 self.steps[i] = None
                 self.steps[other] = fused
+        self._pair_maps()
         return self.steps
+
+    def _pair_maps(self) -> None:
+        """Join each `Map` with the first one before it that it may move up to."""
+        written: dict[int, list[int]] = {}
+        for i, step in enumerate(self.steps):
+            for buffer in () if step is None else (step.output, step.kept):
+                if buffer is not None:
+                    written.setdefault(buffer, []).append(i)
+        alone: list[tuple[int, Map]] = []
+        for i, step in enumerate(self.steps):
+            if step is None or not isinstance(step.spec, Map) or written[step.output] != [i]:
+                continue
+            spec = self._opened(step)
+            assert isinstance(spec, Map)
+            ready = max((w for b in step.operands for w in written.get(b, [])), default=-1)
+            for number, (earlier, first) in enumerate(alone):
+                joined = self._joined(earlier, first, step, spec) if ready < earlier else None
+                if joined is not None:
+                    self.steps[earlier], self.steps[i] = joined, None
+                    written[step.output] = [earlier]
+                    del alone[number]
+                    break
+            else:
+                alone.append((i, spec))
+
+    def _joined(self, earlier: int, first: Map, step: Emitted, spec: Map) -> Emitted | None:
+        before = self.steps[earlier]
+        assert before is not None
+        if (first.shape, first.index) != (spec.shape, spec.index):
+            return None
+        both = dataclasses.replace(first, beside=Beside(spec.value, spec.output))
+        made, operands, arguments = close(both, (), lambda b: self.buffers[b].storage)
+        if len(operands) >= MAX_OPERANDS:
+            return None
+        args = tuple(self.sizes[a] for a in arguments)
+        label = f"{before.label} | {step.label}"
+        return Emitted(made, tuple(operands), before.output, args, label, step.output)
 
     def _finished(self, number: int, step: Emitted) -> tuple[int, Emitted] | None:
         """The product whose rows a step normalises, made to do that as well."""

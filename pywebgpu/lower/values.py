@@ -134,7 +134,7 @@ class Emitted:
     args: tuple[Dim, ...]
     label: str
     kept: int | None = None
-    """A product's second output (see `spec.Prologue` and `spec.Epilogue`)."""
+    """A second output (see `spec.Beside`, `spec.Prologue` and `spec.Epilogue`)."""
 
 
 @dataclass(eq=False, slots=True)

@@ -19,6 +19,7 @@ from pywebgpu.codegen.scalar import Op, Scalar, Type
 from pywebgpu.codegen.spec import (
     PANEL,
     Attention,
+    Beside,
     Blocks,
     Conv,
     Epilogue,
@@ -93,17 +94,19 @@ def pack(matrix: Array) -> Array:
     return panels
 
 
-def map_case(sizes: tuple[int, ...], **options: Any) -> Case:
-    """tanh(x + bias over the last axis) * transposed y."""
+def map_case(sizes: tuple[int, ...], beside: bool = False, **options: Any) -> Case:
+    """tanh(x + bias over the last axis) * transposed y; `beside`: and x / 2 - y as it lies."""
     b = Build(**options)
     shape = tuple(b.size(s) for s in sizes)
     x, bias, y = b.normal(*sizes), b.normal(sizes[-1]), b.normal(*sizes[::-1])
     axes = [sc.axis(i) for i in range(len(shape))]
     back = sc.linear(axes[::-1], shape[::-1])
     value = sc.unary(Op.TANH, sc.load(x, linear(shape)) + sc.load(bias, axes[-1]))
+    at = linear(shape)
+    more = Beside(sc.load(x, at) * 0.5 - sc.load(y, at), b.float) if beside else None
     return b.case(
-        Map, math.prod(sizes), shape=shape, value=value * sc.load(y, back), index=linear(shape)
-    )
+        Map, math.prod(sizes), shape=shape, value=value * sc.load(y, back), index=at, beside=more
+    )  # fmt: skip
 
 
 def reduce_case(

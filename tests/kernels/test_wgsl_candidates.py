@@ -84,9 +84,16 @@ def check_every_form(case: Case, half: bool) -> None:
 
 @each
 @few
-@given(st.lists(small, min_size=1, max_size=4), flags, seeds)
-def test_map(executor: str, sizes: list[int], dynamic: bool, seed: int) -> None:
-    check(executor, map_case(tuple(sizes), dynamic=dynamic, seed=seed), seed=seed)
+@given(st.lists(small, min_size=1, max_size=4), flags, flags, seeds)
+def test_map(executor: str, sizes: list[int], beside: bool, dynamic: bool, seed: int) -> None:
+    check(executor, map_case(tuple(sizes), beside, dynamic=dynamic, seed=seed), seed=seed)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_map_with_two_outputs(half: bool) -> None:
+    """Vectors and single elements; an operand that one of them reads as vectors, the other not."""
+    case = map_case((6, 8, 12), beside=True, half=half)
+    check("wgpu" if half else "wgpu-floor", case, 2e-3 if half else 1e-5)
 
 
 @each
@@ -298,6 +305,7 @@ def test_what_is_bound_is_used() -> None:
     made = [
         (f"{norm}", prologue_case(5, 8, 8, norm, norm is not None)) for norm in (None, RowOp.RMS)
     ]
+    made += [("beside", map_case((6, 8), beside=True))]
     for name, case in [*one_of_each(), *made]:
         for knobs in wgsl.space(case.spec, WgslCaps()):
             for one in wgsl.render(case.spec, knobs).passes:

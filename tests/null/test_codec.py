@@ -12,6 +12,7 @@ from pywebgpu.codegen.dims import dim_max, symbol
 from pywebgpu.codegen.scalar import Op
 from pywebgpu.codegen.spec import (
     Attention,
+    Beside,
     Conv,
     KernelSpec,
     Map,
@@ -33,6 +34,7 @@ GELU = X * 0.5 * (sc.unary(Op.ERF, X * 0.70710678) + 1.0)
 SPECS: list[KernelSpec] = [
     Map((A0, 7), sc.select(sc.unary(Op.ISNAN, X), float("-inf"), GELU), INDEX, (F32,), F32, 1),
     Map((A0, 7), sc.const(float("nan")) + X, INDEX, (F32,), Storage.F16, 1),
+    Map((A0, 7), X * 2.0, INDEX, (F32,), F32, 1, Beside(GELU, Storage.F16)),
     Reduce((A0,), (7,), ReduceOp.ARGMAX, X, sc.acc(sc.Type.I32), sc.axis(0), (F32,), F32, 1),
     Row((A0,), (7,), RowOp.LAYER, 1e-5, X, sc.acc(), INDEX, (F32,), F32, 1),
     Matmul((), A0 * A1, 7, 3, View((3, 1)), None, View((7, 1)), GELU, (F32, F32), F32, 2),

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pywebgpu.codegen.codec import spec_from_json, spec_to_json
-from pywebgpu.codegen.spec import Attention, Matmul, Row, family
+from pywebgpu.codegen.spec import Attention, Map, Matmul, Row, family
 from pywebgpu.compile import Compiled, compile_model
 from pywebgpu.lower.int4 import Int4
 from tests.bench.layers import decoder, encoder, genai_decoder
@@ -43,10 +43,10 @@ def compiled(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Compiled, 
     ("compiled", "per_layer", "around"),
     [
         ("encoder", 5, 0),
-        ("decoder", 7, 1),
-        ("decoder, int4", 7, 1),
-        # Once for all layers: cosines, sines, where new rows go and which, the mask.
-        ("decoder, MatMulNBits", 7, 1 + 5),
+        ("decoder", 6, 1),
+        ("decoder, int4", 6, 1),
+        # Once for all layers: cosines and sines; where new rows go, and the mask; which they are.
+        ("decoder, MatMulNBits", 6, 1 + 3),
     ],
     indirect=["compiled"],
 )
@@ -54,7 +54,7 @@ def test_dispatches_per_layer(
     compiled: tuple[Compiled, Path], per_layer: int, around: int
 ) -> None:  # fmt: skip
     """An encoder's five: products for queries, keys and values, attention, three products, two of
-    which normalise in their second pass. A decoder's seven: two write the longer cache."""
+    which normalise in their second pass. A decoder's six: one writes both longer caches."""
     plan = compiled[0].plan
     assert len(plan.on_gpu.steps) == 2 * per_layer + around
     assert plan.gpu is not None
@@ -65,7 +65,7 @@ def test_dispatches_per_layer(
     assert len(rows) == min(around, 1)
     for spec in plan.gpu.kernels:
         assert spec_from_json(spec_to_json(spec)) == spec
-        kept = isinstance(spec, Matmul) and spec.keep is not None
+        kept = isinstance(spec, (Map, Matmul)) and spec.keep is not None
         assert len(spec.operands) + kept <= 7
 
 
@@ -162,3 +162,25 @@ def test_a_product_normalises_its_rows(tmp_path: Path, port: bool) -> None:
     assert steps[0].kept is not None
     x, r = (rng.standard_normal((9, size)).astype(np.float32) for size in (16, 24))
     _check(compiled, path, {"x": x, "r": r})
+
+
+def test_maps_that_store_alike_are_one_kernel(tmp_path: Path) -> None:
+    """Two each; what depends on one of them comes after, and what reads crosswise stays alone."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Exp", ["x"], ["a"]),
+        helper.make_node("Tanh", ["a"], ["b"]),
+        helper.make_node("Sin", ["x"], ["c"]),
+        helper.make_node("Transpose", ["z"], ["d"]),
+        helper.make_node("Neg", ["x"], ["e"]),
+    ]
+    ports = {"x": ["n", 6], "z": [6, "n"], **{key: ["n", 6] for key in "abcde"}}
+    path = tmp_path / "maps.onnx"
+    compiled = _save(path, nodes, {}, ports, outputs=5)
+    plan = compiled.plan
+    assert len(plan.steps) == 5
+    pairs = [(step.output, step.kept) for step in plan.on_gpu.steps]
+    number = {port.name: port.buffer for port in plan.outputs}
+    assert pairs == [(number["a"], number["c"]), (number["b"], number["e"]), (number["d"], None)]
+    feeds = {"x": rng.standard_normal((5, 6)), "z": rng.standard_normal((6, 5))}
+    _check(compiled, path, {name: x.astype(np.float32) for name, x in feeds.items()})

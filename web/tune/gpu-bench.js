@@ -81,8 +81,9 @@ export class GpuBench {
         }
         this.#buffers.push(buffer);
       }
-      // A second output is as large as what it is made from.
-      this.#kept = this.#buffer(Math.max(0, ...job.operands.map(([, bytes]) => bytes)));
+      // A second output is as large as the first, or as what it is made from.
+      const sizes = [job.output, ...job.operands].map(([, bytes]) => bytes);
+      this.#kept = this.#buffer(Math.max(...sizes));
       this.#scratch.push(this.#kept);
       this.#buffers.push(this.#buffer(job.output[1]));
       if (!job.args.length) return;
