@@ -53,8 +53,8 @@ class Ours {
   }
   async profile() {
     try {
-      const { hostMs, deviceMs } = await this.session.profile(this.feeds);
-      return { hostMs, deviceMs };
+      const { hostMs, deviceMs, steps } = await this.session.profile(this.feeds);
+      return { hostMs, deviceMs, steps };
     } catch {
       return {}; // no timestamps here
     }
