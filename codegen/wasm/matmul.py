@@ -230,7 +230,7 @@ class _Emitter:
         for rows in (2, 1):
             if rows < knobs.rows:
                 panels = max(1, min(_GEMV_PANELS[rows], self.most))
-                tiles.append(Tile(rows, panels, 2))
+                tiles.append(Tile(rows, panels, 4))
         return tiles
 
     def _parts(self) -> list[int]:
