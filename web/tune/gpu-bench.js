@@ -71,7 +71,7 @@ export class GpuBench {
     this.#compiled.clear();
     this.#job = job;
     this.#want = this.#got = null;
-    await this.#watched(async () => {
+    await this.#watched(() => {
       for (const [storage, bytes] of job.operands) {
         const buffer = this.#buffer(bytes);
         const values = block(storage);
@@ -103,22 +103,22 @@ export class GpuBench {
   }
 
   /**
-   * What the device refuses becomes an error.
+   * What `begin` begins; rejects with what the device refuses of it. Error scopes are one stack for
+   * all that happens on a device, so these are closed before anything else gets a turn.
    * @template T
-   * @param {() => Promise<T>} work
+   * @param {() => T | Promise<T>} begin
    * @returns {Promise<T>}
    */
-  async #watched(work) {
+  async #watched(begin) {
     const device = this.#device;
     device.pushErrorScope("out-of-memory");
     device.pushErrorScope("validation");
-    try {
-      return await work();
-    } finally {
-      const errors = [await device.popErrorScope(), await device.popErrorScope()];
-      const error = errors.find((found) => found !== null);
-      if (error) throw new Error(error.message);
-    }
+    const begun = (async () => begin())();
+    begun.catch(() => {});
+    const popped = [device.popErrorScope(), device.popErrorScope()];
+    const error = (await Promise.all(popped)).find((found) => found !== null);
+    if (error) throw new Error(error.message);
+    return begun;
   }
 
   /**
@@ -138,13 +138,12 @@ export class GpuBench {
    */
   async make({ number, code }) {
     const ahead = this.#compiled.get(number);
-    const made = await this.#watched(async () => {
+    const compile = () => Promise.all(code.passes.map((pass) => this.#pipeline(pass)));
+    const pipelines = await (ahead ? Promise.all(ahead) : this.#watched(compile));
+    const made = await this.#watched(() => {
       const scratch = code.scratch.map((bytes) => this.#buffer(bytes));
       this.#scratch.push(...scratch);
-      const pipelines = ahead ?? code.passes.map((pass) => this.#pipeline(pass));
-      return Promise.all(
-        code.passes.map(async (pass, i) => this.#dispatch(await pipelines[i], pass, scratch)),
-      );
+      return code.passes.map((pass, i) => this.#dispatch(pipelines[i], pass, scratch));
     });
     this.#made.set(number, made);
     const output = /** @type {GPUBuffer} */ (this.#buffers.at(-1));

@@ -1,10 +1,12 @@
-// The page's side of the measuring worker: when it may run, how long a step may take, and a new
-// worker when a candidate took the old one with it.
+// The page's side of the measuring worker: what it does in each turn, how long that may take, and a
+// new worker when a candidate took the old one with it.
+
+import { Cancelled } from "./turns.js";
 
 /** @typedef {import("./wasm-bench.js").LoadRequest} LoadRequest */
 /** @typedef {import("./wasm-bench.js").Sample} Sample */
+/** @typedef {import("./turns.js").Turns} Turns */
 
-const GRACE_MS = 3; // after a run: the next one often follows at once
 const SLICE_MS = 8; // of a first run, and of a large kernel
 const PARTS = 16; // of a first run: nothing is known of it yet
 const SETTLED_MS = 5; // engines have optimised a kernel after about so long
@@ -16,65 +18,6 @@ const RESTARTS = 20;
 
 /** Why a candidate cannot be used. */
 export class CandidateError extends Error {}
-
-/** The tuning was cancelled. */
-export class Cancelled extends Error {}
-
-/** Who may use the processor: the page's own runs first; between them, one slice at a time. */
-export class Turns {
-  #runs = 0;
-  #paused = false;
-  #cancelled = false;
-  /** Changes with every run that begins. */
-  epoch = 0;
-  /** @type {(() => void)[]} */
-  #waiting = [];
-
-  /** A run begins. */
-  enter() {
-    this.#runs++;
-    this.epoch++;
-  }
-
-  /** A run has ended. */
-  leave() {
-    this.#runs--;
-    if (!this.#runs) setTimeout(() => this.#wake(), GRACE_MS);
-  }
-
-  /** @param {boolean} paused */
-  pause(paused) {
-    this.#paused = paused;
-    this.#wake();
-  }
-
-  cancel() {
-    this.#cancelled = true;
-    this.#wake();
-  }
-
-  get cancelled() {
-    return this.#cancelled;
-  }
-
-  get paused() {
-    return this.#paused;
-  }
-
-  get #free() {
-    return this.#cancelled || (!this.#runs && !this.#paused);
-  }
-
-  #wake() {
-    if (this.#free) for (const go of this.#waiting.splice(0)) go();
-  }
-
-  /** Resolves when nobody else wants to run; rejects with `Cancelled`. */
-  async idle() {
-    while (!this.#free) await new Promise((resolve) => this.#waiting.push(() => resolve(null)));
-    if (this.#cancelled) throw new Cancelled("cancelled");
-  }
-}
 
 export class Bench {
   /** @type {Worker | null} */
@@ -135,6 +78,16 @@ export class Bench {
     }
   }
 
+  /**
+   * `#ask` when it is the tuning's turn.
+   * @param {string} command
+   * @param {object} message
+   * @param {number} limitMs
+   */
+  #inTurn(command, message, limitMs) {
+    return this.turns.take(command, () => this.#ask(command, message, limitMs));
+  }
+
   /** Have a worker, before the first request. */
   async open() {
     if (!this.#worker) await this.#start();
@@ -185,8 +138,7 @@ export class Bench {
     this.#counts.clear();
     this.#parts = 1;
     this.#limitMs = this.#patience;
-    await this.turns.idle();
-    await this.#ask("load", job, this.#patience);
+    await this.#inTurn("load", job, this.#patience);
   }
 
   /**
@@ -195,8 +147,7 @@ export class Bench {
    */
   async compile(codes) {
     await this.#restore();
-    await this.turns.idle();
-    await this.#ask("compile", { codes }, this.#patience);
+    await this.#inTurn("compile", { codes }, this.#patience);
   }
 
   /**
@@ -216,18 +167,19 @@ export class Bench {
    * @param {any} code
    */
   async #try(number, code) {
-    await this.turns.idle();
-    await this.#ask("make", { number, code, parts: PARTS }, this.#patience);
+    await this.#inTurn("make", { number, code, parts: PARTS }, this.#patience);
     let spent = 0;
     for (let done = false; !done; ) {
-      await this.turns.idle();
-      const start = performance.now();
-      done = await this.#ask("run", { number, ms: SLICE_MS }, this.#limitMs - spent);
-      spent += performance.now() - start;
+      done = await this.turns.take("run", async () => {
+        const start = performance.now();
+        const message = { number, ms: SLICE_MS };
+        const ended = await this.#ask("run", message, this.#limitMs - spent);
+        spent += performance.now() - start;
+        return ended;
+      });
     }
     if (number === 0) this.#limitMs = Math.max(1000 * this.#job.limit, 20 * spent);
-    await this.turns.idle();
-    const problem = await this.#ask("verify", { number }, this.#patience);
+    const problem = await this.#inTurn("verify", { number }, this.#patience);
     if (problem) throw new CandidateError(problem);
   }
 
@@ -259,9 +211,11 @@ export class Bench {
   async #undisturbed(samples) {
     const message = { samples, parts: this.#parts };
     for (let attempt = 0; ; attempt++) {
-      await this.turns.idle();
-      const { epoch } = this.turns;
-      const ms = await this.#ask("time", message, this.#limitMs);
+      let epoch = 0;
+      const ms = await this.turns.take("time", () => {
+        epoch = this.turns.epoch;
+        return this.#ask("time", message, this.#limitMs);
+      });
       if (epoch === this.turns.epoch || attempt >= INTERRUPTIONS) return ms;
     }
   }
@@ -321,8 +275,7 @@ export class Bench {
    * @param {{function: string, args: number[], calls: number}} request
    */
   async clock(request) {
-    await this.turns.idle();
-    return this.#ask("clock", request, this.#patience);
+    return this.#inTurn("clock", request, this.#patience);
   }
 
   /**
@@ -336,8 +289,7 @@ export class Bench {
     for (const frame of frames) {
       let [least, spent] = [Infinity, 0];
       for (let i = 0; i < MOST_SAMPLES; i++) {
-        await this.turns.idle();
-        const ms = await this.#ask("play", frame, this.#patience);
+        const ms = await this.#inTurn("play", frame, this.#patience);
         spent += ms;
         if (spent > SETTLED_MS && i > 5 && ms > 0.9 * least) break;
         least = Math.min(least, ms);

@@ -7,8 +7,9 @@ import { checkRecords, RECORDS_FORMAT, tunedKey } from "../kept.js";
 import { frame, trialFrames } from "../shapes.js";
 import { layout, PARAMS_BASE, WasmHost } from "../wasm.js";
 import { RAISED, offers } from "../webgpu.js";
-import { Bench, CandidateError, Cancelled, Turns } from "./host.js";
+import { Bench, CandidateError } from "./host.js";
 import { RecordsService } from "./service.js";
+import { Cancelled, Turns } from "./turns.js";
 
 /** @typedef {import("../bundle.js").Bundle} Bundle */
 /** @typedef {import("../kept.js").Kept} Kept */
@@ -230,11 +231,15 @@ export class Tuning {
     try {
       /** @type {Answer} */
       let answer = {};
+      let last = "start";
       for (;;) {
-        await this.turns.idle();
-        const now = this.#clock.seconds;
-        const step = python.call(PYTHON, "step", number, { ...answer, now });
-        const request = await this.#unlessCancelled(step);
+        // What Python computes depends on what it is told.
+        const request = await this.turns.take(`python after ${last}`, () => {
+          const now = this.#clock.seconds;
+          const step = python.call(PYTHON, "step", number, { ...answer, now });
+          return this.#unlessCancelled(step);
+        });
+        last = request.kind;
         if (request.kind === "done") return await this.#finish(request.report);
         answer = await this.#unlessCancelled(this.#carryOut(request));
         const { label, done, total } = request.progress;
