@@ -148,12 +148,17 @@ export class InferenceSession {
     );
     const { run } = this.#prepare(feeds);
     this.#results(run, manifest.outputs.map((_, i) => new ArrayBuffer(outputBytes(manifest, run, i))));
+    const host = this.#host;
+    if (host instanceof GpuHost) {
+      // Its trial run was the first, with the driver's work in it. JavaScript is a small part of
+      // the others, most is waiting for the answer.
+      if (host.trialMs < REHEARSAL_MS) await this.run(feeds);
+      return;
+    }
+    if (host.trialMs > REHEARSED_MS) return;
     const start = performance.now();
-    // A GPU's trial run was its first: the driver's work is in it.
-    const most = this.#host instanceof GpuHost ? REHEARSAL_MS : REHEARSED_MS;
-    if (this.#host.trialMs > most) return;
     // Not in the midst of a comparison: the caller's first run is to go the way that won.
-    const comparing = () => this.#host instanceof WasmHost && this.#host.comparing(run);
+    const comparing = () => host instanceof WasmHost && host.comparing(run);
     while (performance.now() - start < REHEARSAL_MS || comparing()) await this.run(feeds);
   }
 

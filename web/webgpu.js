@@ -121,26 +121,14 @@ export class GpuHost {
     this.manifest = manifest;
     this.bundle = bundle;
     const variants = await this.#choose(manifest);
-    const device = await this.#open(variants[0].kernels);
-    while (variants[0]?.check && !(await healthy(device, variants[0].check))) {
-      const [{ name }] = variants.splice(0, 1);
-      const reason = `the shaders "${name}" compute wrong numbers on this device`;
-      unavailable?.push({ feature: `wgsl-${name}`, reason });
-    }
-    if (!variants.length) throw noneIsRight();
     bundle.expect([variants[0].file, ...manifest.weights.shards]);
+    // Travels while the device opens, ahead of the weights: compiling takes longest.
+    const first = bundle.json(variants[0].file);
+    first.catch(() => {});
+    const device = await this.#open(variants[0].kernels);
     const weights = this.#loadWeights(device, bundle);
     weights.catch(() => {});
-    for (const variant of variants) {
-      try {
-        await this.#take(variant, bundle, unavailable, tuned);
-        break;
-      } catch (error) {
-        const last = variant === variants[variants.length - 1];
-        if (last || this.lost || !(error instanceof DeviceError)) throw error;
-        unavailable?.push({ feature: `wgsl-${variant.name}`, reason: error.message });
-      }
-    }
+    await this.#takeFirst(device, variants, first, unavailable, tuned);
     const [trial] = this.warmup ? trialFrames(manifest) : [];
     // Drivers finish their work on a pipeline when it is first used; weights may still arrive.
     const start = performance.now();
@@ -152,20 +140,46 @@ export class GpuHost {
   }
 
   /**
-   * Compile a variant's kernels, with tuned ones among them where there are any.
-   * @param {import("./bundle.js").GpuVariant} variant
-   * @param {Bundle} bundle
+   * The first of the variants that compiles and computes rightly.
+   * @param {GPUDevice} device
+   * @param {import("./bundle.js").GpuVariant[]} variants
+   * @param {Promise<string[]>} first shaders of the first one
    * @param {import("./bundle.js").Unavailable[]} [unavailable]
    * @param {import("./kept.js").FindTuned} [tuned]
    */
-  async #take(variant, bundle, unavailable, tuned) {
+  async #takeFirst(device, variants, first, unavailable, tuned) {
+    for (const [i, variant] of variants.entries()) {
+      const { name, check, file } = variant;
+      const right = check ? healthy(device, check) : true;
+      let reason = `the shaders "${name}" compute wrong numbers on this device`;
+      try {
+        const codes = i ? /** @type {Bundle} */ (this.bundle).json(file) : first;
+        await this.#take(variant, codes, unavailable, tuned);
+        if (await right) return;
+      } catch (error) {
+        const last = i === variants.length - 1;
+        if (last || this.lost || !(error instanceof DeviceError)) throw error;
+        reason = error.message;
+      }
+      unavailable?.push({ feature: `wgsl-${name}`, reason });
+    }
+    throw noneIsRight();
+  }
+
+  /**
+   * Compile a variant's kernels, with tuned ones among them where there are any.
+   * @param {import("./bundle.js").GpuVariant} variant
+   * @param {Promise<string[]>} codes
+   * @param {import("./bundle.js").Unavailable[]} [unavailable]
+   * @param {import("./kept.js").FindTuned} [tuned]
+   */
+  async #take(variant, codes, unavailable, tuned) {
     const { device } = this.#ready();
     this.chosen = variant;
     this.kernels = this.ownKernels = variant.kernels;
     this.variant = `wgsl-${variant.name}`;
     this.codeFile = variant.file;
     this.pipelines = [];
-    const codes = bundle.json(variant.file);
     const found = await tuned?.(variant.file, this.codeDevice);
     this.codes = this.ownCodes = await codes;
     if (found && this.#runs(found)) {
