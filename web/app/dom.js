@@ -79,7 +79,7 @@ export function bytes(bytes) {
 /** @param {number} ms */
 export function milliseconds(ms) {
   if (ms >= 1000) return `${(ms / 1000).toFixed(2)} s`;
-  return `${ms.toFixed(ms < 10 ? 2 : ms < 100 ? 1 : 0)} ms`;
+  return `${ms.toFixed(ms < 0.1 ? 3 : ms < 10 ? 2 : ms < 100 ? 1 : 0)} ms`;
 }
 
 /** @param {number[]} values */

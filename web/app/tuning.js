@@ -90,7 +90,7 @@ export class TuningPanel {
       this.#start.disabled = !this.#runner.session;
       this.#pause.disabled = this.#cancel.disabled = true;
       this.#pause.textContent = "Pause";
-      this.#bar.value = 0;
+      this.#bar.value = 1;
       document.documentElement.dataset.tuning = "done";
     }
   }
@@ -127,8 +127,8 @@ export class TuningPanel {
     this.#showKernels();
     drawRoofline(this.#roofline, this.#rows, this.#peak);
     element("tuning-peak", HTMLElement).textContent = this.#peak
-      ? `Line: measured peak, ${this.#peak.toFixed(0)}`
-      : "By share of a run";
+      ? `Line: peak, ${this.#peak.toFixed(0)}. Filled: tuned`
+      : "Filled: tuned";
   }
 
   #showKernels() {
