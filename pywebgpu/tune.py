@@ -177,8 +177,9 @@ class WgslTarget:
 
     @property
     def together(self) -> int:
-        # A driver takes 0.1 to 1 s for one, on one core.
-        return 2 if self.caps.emulated else 8
+        # A driver takes 0.1 to 1 s for one, on one core. Where shaders run on the CPU it takes one
+        # that the page's own runs need, and two at once come to no more in a second.
+        return 1 if self.caps.emulated else 8
 
     @property
     def name(self) -> str:

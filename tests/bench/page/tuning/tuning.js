@@ -3,7 +3,11 @@
 
 import { InferenceSession, Tensor } from "../web/pywebgpu.js";
 
-const IDLE_RUNS = 60;
+// Before and after: as many runs as the time allows, within these.
+const IDLE_MS = 10_000;
+const LEAST_RUNS = 20;
+const MOST_RUNS = 200;
+const WARM_RUNS = 10;
 const LEAST_GAP_MS = 30;
 
 const sleep = (/** @type {number} */ ms) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -26,7 +30,7 @@ window.tuneModel = async ({ url, provider, ports, budget }) => {
     return performance.now() - start;
   };
   const warm = [];
-  for (let i = 0; i < 10; i++) warm.push(await once());
+  for (let i = 0; i < WARM_RUNS; i++) warm.push(await once());
   // A page has something else to do about as long as its model runs.
   const gap = Math.max(LEAST_GAP_MS, ...warm.slice(5));
   const series = async (/** @type {() => boolean} */ more) => {
@@ -37,8 +41,12 @@ window.tuneModel = async ({ url, provider, ports, budget }) => {
     }
     return times;
   };
-  let left = IDLE_RUNS;
-  const before = await series(() => left-- > 0);
+  const idle = () => {
+    const end = performance.now() + IDLE_MS;
+    let runs = 0;
+    return series(() => runs++ < (performance.now() < end ? MOST_RUNS : LEAST_RUNS));
+  };
+  const before = await idle();
 
   const start = performance.now();
   const seen = [];
@@ -56,8 +64,7 @@ window.tuneModel = async ({ url, provider, ports, budget }) => {
   const during = await series(() => going);
   const report = await tuning.finished;
   const total = performance.now() - start;
-  left = IDLE_RUNS;
-  const after = await series(() => left-- > 0);
+  const after = await idle();
   const ms = (series) => series.map(([, ms]) => ms);
   return {
     info: session.info,
