@@ -3,10 +3,13 @@
 // decides them as much as the model does.
 
 const SHORT_MS = 10; // longer runs lose nothing by the usual way
-const SETTLING = 3; // runs of new shapes that are not compared
-const EACH = 3; // runs of each way in a comparison: the median counts
-const FIRST_PAUSE = 64; // runs until ways are compared again; doubles each time
-const LONGEST_PAUSE = 512;
+const WATCHED_MS = 1; // in longer runs the end is not worth watching for
+const SETTLING = 3; // runs of new shapes that are not compared: those of new code say little
+const ENOUGH = 3; // trials of a way before it can win
+const KEPT = 5; // the last trials of a way, and the last runs in the best one: medians count
+const MARGIN = 0.9; // of the time that another way must take to win
+const FIRST_PAUSE = 2; // runs between two trials; doubles with each that promises nothing
+const LONGEST_PAUSE = 256;
 
 /**
  * @typedef {object} Way
@@ -20,8 +23,10 @@ export const ALONE = { next: () => ({ threads: 1, watch: false }), took: () => {
 
 /**
  * Threads wait for each other after every step, and in a small model that can cost more than the
- * work; so short runs try all ways in turn, and the quickest by median stays. Since the machine's
- * other work comes and goes, they are compared again later, ever more seldom.
+ * work; so short runs try the other ways now and then. A trial is compared with the runs just
+ * before it, in the best way so far: whatever else the machine does at that moment slows both.
+ * Trials become rare but never end, for the machine's other work comes and goes; and what they say
+ * in a bad moment, when threads had to share a processor, say, the next ones put right.
  */
 export class Ways {
   /**
@@ -29,47 +34,81 @@ export class Ways {
    * @param {number} cores processors of the machine
    */
   constructor(most, cores) {
-    const counts = [...new Set([1, most >> 1 || 1, most])];
-    /** @type {Way[]} */
-    this.all = counts.flatMap((threads) => [
+    const counts = [...new Set([most, most >> 1 || 1, 1])];
+    const [usual, ...others] = counts.flatMap((threads) => [
       { threads, watch: false },
       ...(threads < cores ? [{ threads, watch: true }] : []),
     ]);
     /** @type {Way} */
-    this.best = { threads: most, watch: false };
-    /** Runs until the next comparison; those of new code say little. */
-    this.pause = SETTLING;
-    this.longer = FIRST_PAUSE;
-    /** Of the comparison in hand, the last one first. @type {Way[]} */
-    this.left = [];
-    /** @type {Map<Way, number[]>} */
-    this.times = new Map();
+    this.best = usual;
+    /** The others, with what each trial took over the runs before. @type {[Way, number[]][]} */
+    this.others = others.map((way) => [way, []]);
+    /** What the last runs in the best way took. @type {number[]} */
+    this.usual = [];
+    /** Runs until the next trial. */
+    this.left = SETTLING;
+    this.pause = FIRST_PAUSE;
+    /** In hand. @type {[Way, number[]] | undefined} */
+    this.trial = undefined;
+  }
+
+  /** Whether the next run is a trial, or some way has not been tried enough. */
+  get comparing() {
+    const worth = this.#worthTrying();
+    return worth.some(([, ratios]) => this.left <= 0 || ratios.length < ENOUGH);
   }
 
   /** The way of the next run. */
   next() {
-    return this.left.at(-1) ?? this.best;
+    if (this.left <= 0) [this.trial] = this.#worthTrying();
+    return this.trial?.[0] ?? this.best;
   }
 
   /** @param {number} ms what the run took */
   took(ms) {
-    const way = this.left.pop();
-    if (!way) {
-      if (ms <= SHORT_MS && this.all.length > 1 && --this.pause < 0) this.#compare();
-      return;
-    }
-    this.times.get(way)?.push(ms);
-    if (ms > SHORT_MS) this.left = [];
-    else if (!this.left.length) {
-      const median = (/** @type {number[]} */ times) => times.sort((x, y) => x - y)[EACH >> 1];
-      this.best = [...this.times].sort(([, x], [, y]) => median(x) - median(y))[0][0];
-    }
+    if (this.trial) this.#tried(this.trial, ms / median(this.usual));
+    else if (--this.left < this.pause) keep(this.usual, ms);
+    this.trial = undefined;
   }
 
-  #compare() {
-    this.pause = this.longer;
-    this.longer = Math.min(2 * this.longer, LONGEST_PAUSE);
-    this.times = new Map(this.all.map((way) => [way, []]));
-    this.left = Array.from({ length: EACH }, () => this.all).flat();
+  /** The one that waits longest first. */
+  #worthTrying() {
+    const ms = median(this.usual);
+    if (ms > SHORT_MS) return [];
+    return this.others.filter(([way]) => ms <= WATCHED_MS || !way.watch);
+  }
+
+  /**
+   * @param {[Way, number[]]} trial
+   * @param {number} ratio
+   */
+  #tried(trial, ratio) {
+    const [way, ratios] = trial;
+    keep(ratios, ratio);
+    this.others = this.others.filter((other) => other !== trial);
+    this.others.push(trial);
+    if (ratios.length >= ENOUGH && median(ratios) < MARGIN) {
+      this.others = this.others.map(([other]) => [other === way ? this.best : other, []]);
+      this.best = way;
+      this.usual = [];
+      this.pause = FIRST_PAUSE;
+    } else if (ratio < MARGIN) {
+      this.pause = FIRST_PAUSE;
+    } else if (this.others.every(([, { length }]) => length >= ENOUGH)) {
+      this.pause = Math.min(2 * this.pause, LONGEST_PAUSE);
+    }
+    this.left = this.pause;
   }
 }
+
+/**
+ * @param {number[]} values
+ * @param {number} value
+ */
+function keep(values, value) {
+  values.unshift(value);
+  values.splice(KEPT);
+}
+
+/** @param {number[]} values */
+const median = (values) => [...values].sort((x, y) => x - y)[values.length >> 1];

@@ -427,9 +427,9 @@ export class WasmHost {
     return results;
   }
 
-  /** Whether the frame's next run only tries a way. @param {Frame} run */
+  /** Whether the frame's runs only try ways so far. @param {Frame} run */
   comparing(run) {
-    return Boolean(this.layouts.get(run.key)?.ways.left.length);
+    return this.#layout(run).ways.comparing;
   }
 
   /** @param {Frame} run @returns {Layout} */

@@ -6,6 +6,8 @@ Each case runs with one and with two threads. In a page, ours and every peer tak
 gives a median over its budget, each round a ratio, and the row reports the medians over rounds.
 Int8 cases hold our int8 bundle against our f32 one ("ours" among the peers), ONNX Runtime's f32 and
 its own dynamically quantised model.
+Whether the machine has its processors to give is probed before and after every turn, with
+multiply-adds on as many threads; a turn in which it had not is taken again, while patience lasts.
 Peers run in their best configuration: SIMD and threads on (jax-js takes as many as there are
 processors, so it is in the rows of that many, for products only). A peer whose output deviates, or
 that cannot run a case, has no figure in that row, and the row says why. All of it takes about 12
@@ -15,6 +17,7 @@ minutes, `--quick` 4. A case that fails is reported and the others go on; the ex
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import statistics
 import sys
@@ -24,12 +27,18 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from pywebgpu.codegen.wasm.asm import Target
+from pywebgpu.codegen.wasm.profile import PAGES, module
 from tests.bench import cpu_report, harness
 from tests.bench.cases import OPERATORS, Case, int8_models, models
 from tests.bench.report import MAX_DEVIATION, geomean
 
 MAX_INT8_DEVIATION = 0.35
 """Rounding shows, more in networks of random weights; work left out would show as 1."""
+
+
+PATIENCE_MS = 20_000
+"""Of a row, for processors that somebody else has."""
 
 
 def runtimes(case: Case) -> list[str]:
@@ -53,6 +62,11 @@ def measure(stage: harness.Stage, case: Case, threads: int, quick: bool) -> dict
         "provider": "wasm",
         "threads": threads,
         "runtimes": runtimes(case),
+        "machine": {
+            "code": base64.b64encode(module(Target(relaxed=True, threads=True))).decode(),
+            "pages": PAGES,
+            "patienceMs": PATIENCE_MS,
+        },
         **(QUICK if quick else FULL),
     }
     mine = options["runtimes"][0]
@@ -82,6 +96,7 @@ def measure(stage: harness.Stage, case: Case, threads: int, quick: bool) -> dict
         "ratio_f32": ratios.get("ours"),
         "gflops": case.flops / ours_ms / 1e6 if case.flops else None,
         "errors": got["errors"],
+        "disturbed": got["disturbed"],
         "device": got["device"],
     }
 

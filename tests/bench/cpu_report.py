@@ -53,6 +53,10 @@ def table(report: dict[str, Any]) -> str:
         f"rows. Multiply-adds on registers alone reach {report['peak_gflops']:.1f} GFLOP/s on one "
         "thread.",
     ]
+    noisy = [r for r in report["rows"] if r.get("disturbed", {}).get("gaveUp")]
+    if noisy:
+        names = ", ".join(f"{r['case']} ({r['threads']})" for r in noisy)
+        lines[-1] += f" The machine was somebody else's too often in the rows of {names}."
     lines += _int8([r for r in report["rows"] if r["dtype"] == "int8"], mean)
     lines += [f"\nFailed: {case}: {why}" for case, why in report["failed"].items()]
     return "\n".join(lines)

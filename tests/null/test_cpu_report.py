@@ -18,7 +18,7 @@ def test_a_line_per_row_and_what_is_missing_stays_empty() -> None:
     report = {
         "rows": [
             row("a", 0.9, peak_fraction=0.934),
-            row("b", 1.5),
+            row("b", 1.5, disturbed={"repeated": 9, "gaveUp": True}),
             row("c int8", 3.0, dtype="int8", ratio_f32=1.6, peers={"ours": 2.0, "ort_int8": 3.1}),
         ],
         "failed": {"d, 2 threads": "no memory"},
@@ -33,4 +33,5 @@ def test_a_line_per_row_and_what_is_missing_stays_empty() -> None:
     assert "2.00 times ONNX Runtime Web, 1.16 times the best peer" in text
     assert "slower than a peer in 1 of 2 rows" in text
     assert "57.0 GFLOP/s" in text
+    assert "too often in the rows of b (1)." in text
     assert "Failed: d, 2 threads: no memory" in text

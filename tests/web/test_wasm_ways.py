@@ -63,6 +63,27 @@ def test_one_outlier_decides_nothing(open_page: OpenPage) -> None:
     assert set(used) <= {"1", "1 watched", "2", "2 watched"}
 
 
+def test_a_bad_beginning_is_soon_put_right(open_page: OpenPage) -> None:
+    """While a page starts, threads share processors: what two of them took then says little."""
+    crowded = {"1": 1.0, "1 watched": 1.1, "2": 3.0}
+    first, second = play(
+        open_page(), 2, 2, (30, crowded), (60, {"1": 3.0, "1 watched": 3.1, "2": 1.6})
+    )
+    assert first[0] == "1"
+    assert second[0] == "2"
+
+
+def test_what_slows_all_ways_alike_changes_nothing(open_page: OpenPage) -> None:
+    quiet = {"1": 0.8, "1 watched": 0.75, "2": 0.5}
+    phases = [(7, {way: ms * slower for way, ms in quiet.items()}) for slower in (1, 4, 1, 2, 6)]
+    assert {best for best, _ in play(open_page(), 2, 2, *phases)} == {"2"}
+
+
+def test_the_end_of_longer_runs_is_not_watched_for(open_page: OpenPage) -> None:
+    ((_, used),) = play(open_page(), 2, 4, (300, {"2": 3.0, "other": 4.0}))
+    assert set(used) == {"1", "2"}
+
+
 def test_long_runs_use_all_threads_from_the_start(open_page: OpenPage) -> None:
     ((best, used),) = play(open_page(), 8, 8, (50, {"other": 40.0}))
     assert (best, used) == ("8", {"8": 50})
