@@ -88,11 +88,6 @@ export class Bench {
     return this.turns.take(command, () => this.#ask(command, message, limitMs));
   }
 
-  /** Have a worker, before the first request. */
-  async open() {
-    if (!this.#worker) await this.#start();
-  }
-
   async #start() {
     const url = new URL("./worker.js", import.meta.url);
     const worker = new Worker(url, { type: "module", name: "pywebgpu tuning" });

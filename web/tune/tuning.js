@@ -173,10 +173,8 @@ export class Tuning {
     let python = null;
     try {
       this.#bench = new Bench(this.#opening(), this.turns);
-      // While Python loads. Where it fails, the first request tries again.
-      const opened = this.#bench.open().catch(() => {});
+      // One after the other: each takes a processor. The first request opens the measuring worker.
       python = await this.#python();
-      await this.#unlessCancelled(opened);
       const report = await this.#search(python);
       this.state = "done";
       this.#say("done", "", 1, 1);
