@@ -3,10 +3,10 @@
     python -m tests.bench.gpu [--part browser|desktop] [--dtype f32|f16|int4] [--only CASE]
         [--small] [--json] [--json-lines FILE]
 
-Browser part: ours and the peers take turns in one page, up to 20 runs in flight each turn, waiting
-for the last one's output. Inputs lie on the GPU and outputs stay there, for all. ONNX Runtime runs
-with graph capture in a page of its own beside ours (it does not bear both in one), and the better
-one counts.
+Browser part: ours and the peers take turns in one page, up to 20 runs in flight each turn, until
+one element of the last output is read back. Inputs lie on the GPU and outputs stay there, for all.
+ONNX Runtime runs with graph capture in a page of its own beside ours (it does not bear both in
+one), and the better one counts.
 Desktop part: wgpu-py against `onnxruntime-webgpu` where that is installed; arrays in and out.
 
 Each row also has how long a session took to create, with files from this machine, how long its
