@@ -71,6 +71,7 @@ def test_tunes_and_shows_it(page: Page, tmp_path: Path) -> None:
     assert sum(shares) == pytest.approx(100, abs=1)
     assert "runs in" in str(page.locator("#tuning-latency").get_attribute("aria-label"))
     assert "GFLOP/s" in str(page.locator("#tuning-roofline").get_attribute("aria-label"))
+    assert "GFLOP/s on one core" in page.inner_text("#tuning-device")
     after = page.locator("#tuning").bounding_box()
     assert before is not None
     assert after is not None

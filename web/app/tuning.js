@@ -124,6 +124,7 @@ export class TuningPanel {
     if (!tuning || tuning.rows === this.#rows) return;
     this.#rows = tuning.rows;
     this.#peak = tuning.caps?.gflops;
+    if (tuning.caps) element("tuning-device", HTMLElement).textContent = describe(tuning.caps);
     this.#showKernels();
     drawRoofline(this.#roofline, this.#rows, this.#peak);
     element("tuning-peak", HTMLElement).textContent = this.#peak
@@ -184,4 +185,18 @@ export class TuningPanel {
       file.value = "";
     }
   }
+}
+
+/**
+ * What decides the forms that are tried, in a sentence.
+ * @param {Record<string, any>} caps
+ */
+function describe(caps) {
+  const size = (/** @type {number} */ count) =>
+    count < 1 << 20 ? `${count >> 10} kB` : `${+(count / (1 << 20)).toFixed(1)} MB`;
+  if (caps.gflops !== undefined) {
+    return `Measured here: ${caps.gflops.toFixed(0)} GFLOP/s on one core, room for ${caps.simd_registers} registers, caches of ${size(caps.l1_bytes)} and ${size(caps.l2_bytes)}.`;
+  }
+  const subgroups = caps.subgroup_size ? `, subgroups of ${[...new Set(caps.subgroup_size)].join(" to ")}` : "";
+  return `This device has ${size(caps.max_workgroup_storage)} of workgroup memory, workgroups of up to ${caps.max_invocations}${subgroups}${caps.f16 ? ", 16-bit floats" : ""}.`;
 }
