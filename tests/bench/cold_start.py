@@ -9,8 +9,12 @@ cost is not in these figures (see tests.bench.size).
 
 `first_ratio` is the median over the rounds of ours / peer, navigation to first answer: what else
 the machine does slows both visits of a round alike. `..._ms` are medians, `..._min_ms` the best
-round's. `first_over_steady` is the first `run` after `create` over the median of later ones in the
-same visit, its median over the rounds.
+round's. Three more ratios are taken within each visit, and of those the medians over the rounds:
+
+- `first_over_steady`: the first `run` after `create` over one of many, one right after the other.
+- `rested_over_steady`: a run half a second after the last one over such a run. All code has been
+  optimised by then, but page and workers sleep, and others have used the caches.
+- `first_over_rested`: what starting up alone adds to the first run.
 """
 
 from __future__ import annotations
@@ -89,7 +93,8 @@ def compare(browser: Browser, url: str, model: str, provider: str, rounds: int) 
             if "error" in result:
                 return row | {"error": f"{runtime}: {result['error']}"}
             say = f"first {result['first']:.0f} ms (created {result['created']:.0f}), "
-            say += f"first run {result['first_run']:.2f}, steady {result['steady']:.2f}"
+            say += f"first run {result['first_run']:.2f}, rested {result['rested']:.2f}, "
+            say += f"steady {result['steady']:.2f}"
             counted = "" if number else " (not counted)"
             print(f"{model} {provider} {runtime}: {say}{counted}", file=sys.stderr)
             if number:
@@ -110,11 +115,17 @@ def compare(browser: Browser, url: str, model: str, provider: str, rounds: int) 
 
     row["first_ratio"] = over(every("ours", "first"), every("peer", "first"))
     for runtime, label in (("ours", ""), ("peer", "peer_")):
-        first, steady = every(runtime, "first"), every(runtime, "steady")
+        first, run, rested, steady = (
+            every(runtime, key) for key in ("first", "first_run", "rested", "steady")
+        )
         row[f"{runtime}_first_ms"] = median(first)
         row[f"{runtime}_first_min_ms"] = round(min(first), 3)
+        row[f"{runtime}_first_run_ms"] = median(run)
+        row[f"{runtime}_rested_ms"] = median(rested)
         row[f"{runtime}_steady_ms"] = median(steady)
-        row[f"{label}first_over_steady"] = over(every(runtime, "first_run"), steady)
+        row[f"{label}first_over_steady"] = over(run, steady)
+        row[f"{label}rested_over_steady"] = over(rested, steady)
+        row[f"{label}first_over_rested"] = over(run, rested)
     return row | {
         "rounds": rounds,
         "ours": seen["ours"][0]["note"],
