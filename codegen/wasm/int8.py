@@ -1,7 +1,7 @@
 """Products of bytes: rows of activations rounded to 7 bits, and the register tile over them.
 
-A row record in scratch is 16 bytes (f32 scale, i32 zero point) and then the row's numbers. With
-relaxed SIMD they are bytes, and four of them meet four weights of each of four columns in one
+A row record in scratch is 16 bytes (f32 scale, then the zero point) and then the row's numbers.
+With relaxed SIMD they are bytes, and four of them meet four weights of each of four columns in one
 `relaxed_dot`; its sums of two products cannot leave 16 bits, whatever the engine, because one side
 has 7 bits (see `spec.ACTIVATION_MAX`). Without, they are 16-bit numbers, weights are widened as
 they are loaded, and `dot_i16x8` does the rest: the same integers.
@@ -9,12 +9,13 @@ they are loaded, and `dot_i16x8` does the rest: the same integers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import prod
 
 from ..spec import ACTIVATION_MAX, PANEL, int8_panel_bytes
-from .asm import I32, V128, Function, Local, Module
+from .asm import I32, V128, Function, Int, Local, Module
 from .product import Row
 
 HEADER = 16
@@ -24,11 +25,19 @@ _MAGIC = 12582912.0
 """1.5 * 2^23: added to a small f32, it leaves the nearest integer in the low bits."""
 _MAGIC_BITS = 0x4B400000
 _TINY = 1e-30
+_STRETCH = 64
+"""Numbers that are rounded without a loop, or in one turn of it."""
 
 
 def width(module: Module, exact: bool = False) -> int:
     """Bytes per number of a row; `exact`: rows hold numbers of 16 bits that are not rounded."""
     return 1 if module.target.relaxed and not exact else 2
+
+
+def in_floats(k: int) -> bool:
+    """Are all sums over K, and what the zero point adds to them, integers that f32 holds? Then a
+    row's zero point is a float, too."""
+    return k * ACTIVATION_MAX * 128 <= 1 << 24
 
 
 def pitch(module: Module, k: int, exact: bool) -> int:
@@ -93,18 +102,23 @@ class Core:
         self.high = [[f.local(V128) for _ in range(vectors)] for _ in rows] if each == 2 else []
         self.columns = [f.local(V128) for _ in range(vectors * each)]
         self.spread, self.ones = f.local(V128), f.local(V128)
+        self.fresh: set[Local] = set()
+        """Accumulators whose first sums need not be added to a zero."""
 
     def run(self) -> None:
         f = self.f
-        for row in (*self.acc, *self.high):
-            for acc in row:
+        rounds, tail = divmod(self.quads, self.tile.unroll)
+        accs = [acc for row in (*self.acc, *self.high) for acc in row]
+        if rounds > 2 or not self.quads:
+            for acc in accs:
                 f.zero(acc)
+        else:
+            self.fresh.update(accs)
         if self.relaxed:
             f.push(1)
             f.i16x8_splat()
             f.set(self.ones)
         unroll = self.tile.unroll
-        rounds, tail = divmod(self.quads, unroll)
         moved = 0
         if rounds > 2:
             step = 4 * self.width * unroll
@@ -166,17 +180,23 @@ class Core:
             f.i16x8_relaxed_dot_i8x16_i7x16_s()
             f.get(self.ones)
             f.i32x4_dot_i16x8_s()
-            f.get(self.acc[r][v])
-            f.i32x4_add()
-            f.set(self.acc[r][v])
+            self._add(self.acc[r][v])
             return
         for half, accs in enumerate((self.acc, self.high)):
             self._column(2 * v + half, at)
             f.get(self.spread)
             f.i32x4_dot_i16x8_s()
-            f.get(accs[r][v])
+            self._add(accs[r][v])
+
+    def _add(self, acc: Local) -> None:
+        """acc += what is on the stack."""
+        f = self.f
+        if acc in self.fresh:
+            self.fresh.remove(acc)
+        else:
+            f.get(acc)
             f.i32x4_add()
-            f.set(accs[r][v])
+        f.set(acc)
 
     def _finish(self, moved: int) -> None:
         """acc = row scale * column scale * (sum - zero point * column sum); the sum if exact."""
@@ -194,6 +214,14 @@ class Core:
             return
         back = moved * 4 * self.width
         tail = (self.quads - moved) * 4 * PANEL
+        # Of two vectors there is room for what belongs to their columns, which all rows need.
+        near = len(self.rows) > 1 and len(self.vectors) == 2
+        columns: list[tuple[Local, Local]] = []
+        for v in range(len(self.vectors)) if near else ():
+            columns.append((f.local(V128), f.local(V128)))
+            for local, load in zip(columns[v], (self._scales, self._sums), strict=True):
+                load(tail, v)
+                f.set(local)
         scale, zero = self.columns[0], self.spread
         for (pointer, offset), accs in zip(self.rows, self.acc, strict=True):
             header = f.value(pointer + (offset - back))
@@ -202,18 +230,56 @@ class Core:
             f.v128_load32_splat(addr=header + 4)
             f.set(zero)
             for v, acc in enumerate(accs):
-                p, half = divmod(v, 2)
-                at = p * self.panel + tail + 16 * half
-                f.get(acc, zero)
-                f.v128_load(addr=self.b + (at + 4 * PANEL))
-                f.i32x4_mul()
-                f.i32x4_sub()
-                f.f32x4_convert_i32x4_s()
+                self._shift(acc, zero, tail, v, columns)
                 f.get(scale)
-                f.v128_load(addr=self.b + at)
+                if near:
+                    f.get(columns[v][0])
+                else:
+                    self._scales(tail, v)
                 f.f32x4_mul()
                 f.f32x4_mul()
                 f.set(acc)
+
+    def _shift(
+        self, acc: Local, zero: Local, tail: int, v: int, columns: list[tuple[Local, Local]]
+    ) -> None:
+        """-> acc - zero * sums of the columns, as floats."""
+        f = self.f
+        if not in_floats(self.k):
+            f.get(acc, zero)
+            self._sums(tail, v)
+            f.i32x4_mul()
+            f.i32x4_sub()
+            f.f32x4_convert_i32x4_s()
+            return
+        if not f.module.target.relaxed:
+            f.get(acc)
+            f.f32x4_convert_i32x4_s()
+        f.get(zero)
+        if columns:
+            f.get(columns[v][1])
+        else:
+            self._sums(tail, v)
+        if f.module.target.relaxed:
+            f.get(acc)
+            f.f32x4_convert_i32x4_s()
+            f.f32x4_relaxed_nmadd()
+        else:
+            f.f32x4_mul()
+            f.f32x4_sub()
+
+    def _place(self, tail: int, v: int) -> Int:
+        """Where the scales of a vector's columns are, `tail` bytes after `b`; sums follow."""
+        return self.b + (v // 2 * self.panel + tail + 16 * (v % 2))
+
+    def _scales(self, tail: int, v: int) -> None:
+        self.f.v128_load(addr=self._place(tail, v))
+
+    def _sums(self, tail: int, v: int) -> None:
+        """Of the columns' weights, as what `zero` is multiplied with."""
+        self.f.v128_load(addr=self._place(tail, v) + 4 * PANEL)
+        if in_floats(self.k):
+            self.f.f32x4_convert_i32x4_s()
 
 
 def row_function(module: Module, counts: Sequence[int], run: int, exact: bool) -> Function:
@@ -226,25 +292,19 @@ def _narrow_row(module: Module, counts: Sequence[int], run: int) -> Function:
 
     def build(f: Function) -> None:
         source, target, *strides = f.params
-        to, i = f.value(target + HEADER), f.local(I32)
+        to = f.value(target + HEADER)
 
-        def store(lanes: int) -> None:
+        def store(first: int, lanes: int) -> None:
             for half in (0, 1):
                 f.push(to)
                 for v in (2 * half, 2 * half + 1):
-                    f.v128_load(addr=at + 16 * v)
+                    f.v128_load(addr=at + (4 * first + 16 * v))
                     _mask(f, lanes - 4 * v)
                 f.i16x8_narrow_i32x4_s()
-                f.v128_store(16 * half)
+                f.v128_store(2 * first + 16 * half)
 
         with _runs(f, source, counts, strides) as at:
-            with f.loop_range(i, 0, run // 16):
-                store(16)
-                f.assign(at, at + 64)
-                f.assign(to, to + 32)
-            if run % 16:
-                store(run % 16)
-                f.assign(to, to + run % 16 * 2)
+            _along(f, run, {at: 4, to: 2}, store)
 
     name = "x".join(map(str, (*counts, run)))
     return module.helper(f"narrow_{name}", [I32] * (2 + len(counts)), [], build)
@@ -258,39 +318,37 @@ def quantise_row(module: Module, counts: Sequence[int], run: int) -> Function:
 
     def build(f: Function) -> None:
         source, target, *strides = f.params
-        high, low, x = f.locals(V128, 3)
-        f.zero(high)
-        f.zero(low)
+        # As integers: the largest signed is the largest float, the largest unsigned the smallest
+        # negative one; infinities and NaN exceed all numbers. Two of each, since one would have to
+        # wait for itself.
+        ops = f.i32x4_max_s, f.i32x4_max_u
+        best, x = [f.locals(V128, 2) for _ in ops], f.local(V128)
+        for local in (*best[0], *best[1]):
+            f.zero(local)
 
-        def extremes() -> None:
-            # As integers: the largest signed is the largest float, the largest unsigned the
-            # smallest negative one; infinities and NaN exceed all numbers.
-            f.set(x)
-            f.get(x, high)
-            f.i32x4_max_s()
-            f.set(high)
-            f.get(x, low)
-            f.i32x4_max_u()
-            f.set(low)
+        def extremes(first: int, lanes: int) -> None:
+            for v in range(-(-lanes // 4)):
+                f.v128_load(addr=at + (4 * first + 16 * v))
+                _mask(f, lanes - 4 * v)
+                f.set(x)
+                for pair, op in zip(best, ops, strict=True):
+                    f.get(x, pair[v % 2])
+                    op()
+                    f.set(pair[v % 2])
 
-        i = f.local(I32)
         with _runs(f, source, counts, strides) as at:
-            with f.loop_range(i, 0, run // 16):
-                for v in range(4):
-                    f.v128_load(addr=at + 16 * v)
-                    extremes()
-                f.assign(at, at + 64)
-            for v in range(-(-(run % 16) // 4)):
-                f.v128_load(addr=at + 16 * v)
-                _mask(f, run % 16 - 4 * v)
-                extremes()
-        for lanes in ((2, 3, 0, 1), (1, 0, 3, 2)):
-            for extreme, op in ((high, f.i32x4_max_s), (low, f.i32x4_max_u)):
-                f.get(extreme, extreme, extreme)
+            _along(f, run, {at: 4}, extremes)
+        for (local, other), op in zip(best, ops, strict=True):
+            f.get(local, other)
+            op()
+            f.set(local)
+            for lanes in ((2, 3, 0, 1), (1, 0, 3, 2)):
+                f.get(local, local, local)
                 f.i32x4_shuffle(*lanes)
                 op()
-                f.set(extreme)
-        scale, inverse, shift = _parameters(f, high, low)
+                f.set(local)
+        (high, _), (low, _) = best
+        scale, inverse, shift = _parameters(f, high, low, in_floats(prod(counts) * run))
         f.store(target, scale)
         to = f.value(target + HEADER)
         with _runs(f, source, counts, strides) as at:
@@ -298,6 +356,28 @@ def quantise_row(module: Module, counts: Sequence[int], run: int) -> Function:
 
     name = "x".join(map(str, (*counts, run)))
     return module.helper(f"quantise_{name}", [I32] * (2 + len(counts)), [], build)
+
+
+def _along(
+    f: Function, run: int, pointers: dict[Local, int], body: Callable[[int, int], None]
+) -> None:
+    """body(first, lanes) for every 16 numbers of a run, or what is left of them.
+
+    `first` counts from where the pointers are, which are moved by so many bytes a number.
+    """
+
+    def stretch(count: int) -> None:
+        for first in range(0, count, 16):
+            body(first, min(16, count - first))
+        for pointer, width in pointers.items():
+            f.assign(pointer, pointer + width * count)
+
+    rounds = run // _STRETCH
+    if rounds > 1:
+        with f.loop_range(f.local(I32), 0, rounds):
+            stretch(_STRETCH)
+        run %= _STRETCH
+    stretch(run)
 
 
 @contextmanager
@@ -330,10 +410,10 @@ def _mask(f: Function, lanes: int) -> None:
         f.v128_and()
 
 
-def _parameters(f: Function, high: Local, low: Local) -> tuple[Local, Local, Local]:
+def _parameters(f: Function, high: Local, low: Local, floats: bool) -> tuple[Local, Local, Local]:
     """Locals: [scale, zero point, -, -] to be stored, 1 / scale, and what makes a rounded float's
-    bits the number."""
-    scale, inverse, zero = f.locals(V128, 3)
+    bits the number. floats: the zero point is stored as a float."""
+    scale, inverse, zero, stored = f.locals(V128, 4)
     f.get(low, low)
     f.push(31)
     f.i32x4_shr_s()
@@ -354,15 +434,19 @@ def _parameters(f: Function, high: Local, low: Local) -> tuple[Local, Local, Loc
     f.f32x4_mul()
     f.f32x4_neg()
     f.f32x4_nearest()
+    f.tee(stored)
     f.i32x4_trunc_sat_f32x4_s()
     f.set(zero)
+    if not floats:
+        f.get(zero)
+        f.set(stored)
     # An infinite range becomes NaN: inf - inf.
     f.get(high, high, high)
     f.f32x4_sub()
     f.f32x4_add()
     f.f32x4_const(float(ACTIVATION_MAX))
     f.f32x4_div()
-    f.get(zero)
+    f.get(stored)
     f.i32x4_shuffle(0, 4, 0, 4)
     f.set(scale)
     f.get(zero)
@@ -374,46 +458,43 @@ def _parameters(f: Function, high: Local, low: Local) -> tuple[Local, Local, Loc
 
 def _quantise(f: Function, at: Local, to: Local, run: int, inverse: Local, shift: Local) -> None:
     """Write the numbers of a run from `at` to `to`, and move both."""
-    wide = width(f.module)
-    i = f.local(I32)
+    wide, magic = width(f.module), f.local(V128)
+    # A splat, since engines make a vector constant anew wherever it is used.
+    f.f32_const(_MAGIC)
+    f.f32x4_splat()
+    f.set(magic)
 
-    def whole(v: int, lanes: int) -> None:
-        f.v128_load(addr=at + 16 * v)
+    def whole(first: int, lanes: int) -> None:
+        f.v128_load(addr=at + 4 * first)
         _mask(f, lanes)
         f.get(inverse)
         f.f32x4_mul()
-        f.f32x4_const(_MAGIC)
+        f.get(magic)
         f.f32x4_add()
         f.get(shift)
         f.i32x4_add()
 
-    def pair(v: int, lanes: int) -> None:
-        whole(v, lanes)
-        whole(v + 1, lanes - 4)
+    def pair(first: int, lanes: int) -> None:
+        whole(first, lanes)
+        whole(first + 4, lanes - 4)
         f.i16x8_narrow_i32x4_s()
         if wide == 2:
             f.i32x4_const(ACTIVATION_MAX << 16 | ACTIVATION_MAX)
             f.i16x8_min_s()
 
-    def store(lanes: int) -> None:
-        """16 numbers from `at`; those past `lanes` are written too, as what 0 becomes."""
+    def store(first: int, lanes: int) -> None:
+        """16 numbers; those past `lanes` are written too, as what 0 becomes: the next run, or the
+        next row's record, is written over them."""
         if wide == 1:
             f.push(to)
-            pair(0, lanes)
-            pair(2, lanes - 8)
+            pair(first, lanes)
+            pair(first + 8, lanes - 8)
             f.i8x16_narrow_i16x8_s()
-            f.v128_store()
+            f.v128_store(first)
         else:
-            for half in (0, 1):
+            for half in (0, 8):
                 f.push(to)
-                pair(2 * half, lanes - 8 * half)
-                f.v128_store(16 * half)
+                pair(first + half, lanes - half)
+                f.v128_store(2 * (first + half))
 
-    with f.loop_range(i, 0, run // 16):
-        store(16)
-        f.assign(at, at + 64)
-        f.assign(to, to + 16 * wide)
-    if run % 16:
-        # The next run, or the next row's record, is written over what is too much.
-        store(run % 16)
-        f.assign(to, to + (run % 16) * wide)
+    _along(f, run, {at: 4, to: wide}, store)

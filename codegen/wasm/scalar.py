@@ -634,7 +634,15 @@ class Lanes:
 
 
 def _push_constant(f: Function, node: Scalar) -> None:
-    if node.type is Type.F32:
+    """Zeros and ones aside, by a splat: engines make a vector constant anew wherever it is used,
+    in three instructions of x86-64, but keep a splat like any other value."""
+    if node.type is Type.F32 and node.value:
+        f.f32_const(float(node.value))
+        f.f32x4_splat()
+    elif node.type is Type.I32 and node.value not in (0, -1):
+        f.push((int(node.value or 0) + (1 << 31)) % (1 << 32) - (1 << 31))
+        f.i32x4_splat()
+    elif node.type is Type.F32:
         f.f32x4_const(float(node.value or 0.0))
     elif node.type is Type.I32:
         f.i32x4_const(int(node.value or 0))
