@@ -277,12 +277,10 @@ export class InferenceSession {
     const { run, inputs } = this.#prepare(feeds);
     if (outputs !== "gpu") {
       const bytes = await abortable(this.#play(run, inputs, false), signal);
-      run.shapes = shapesOf(this.#bundle.manifest, run.sizes);
       return /** @type {any} */ (this.#results(run, bytes));
     }
     this.#gpu("run with outputs on the GPU");
     const buffers = await abortable(this.#play(run, inputs, true), signal);
-    run.shapes = shapesOf(this.#bundle.manifest, run.sizes);
     const device = this.#gpu("run with outputs on the GPU"); // a new one after a loss
     const made = this.#bundle.manifest.outputs.map(({ name, dtype, storage }, i) => [
       name,
@@ -303,7 +301,11 @@ export class InferenceSession {
     const turns = this.#tuning?.turns;
     turns?.enter();
     try {
-      return await this.#persist(run, inputs, stay);
+      const outputs = await this.#persist(run, inputs, stay);
+      const { manifest } = this.#bundle;
+      // A program has found out sizes; otherwise the frame knows them all.
+      if (manifest.program.length) run.shapes = shapesOf(manifest, run.sizes);
+      return outputs;
     } finally {
       turns?.leave();
     }

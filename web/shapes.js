@@ -76,27 +76,32 @@ export function bind(manifest, feeds) {
  * @param {Tensor | GpuTensor | undefined} tensor
  */
 function checked(port, tensor) {
-  const where = `input "${port.name}"`;
-  const wanted = `${port.dtype}[${port.shape.map(text).join(", ")}]`;
   if (!(tensor instanceof Tensor || tensor instanceof GpuTensor)) {
     throw new InputError(tensor === undefined ? "missing" : "not a Tensor", {
-      where,
+      where: `input "${port.name}"`,
       got: tensor === undefined ? undefined : typeof tensor,
-      expected: `a Tensor ${wanted}`,
+      expected: `a Tensor ${wanted(port)}`,
     });
   }
   if (tensor.type !== port.dtype) {
-    throw new InputError("wrong element type", { where, got: tensor.type, expected: port.dtype });
+    throw new InputError("wrong element type", {
+      where: `input "${port.name}"`,
+      got: tensor.type,
+      expected: port.dtype,
+    });
   }
   if (tensor.dims.length !== port.shape.length) {
     throw new InputError("wrong number of dimensions", {
-      where,
+      where: `input "${port.name}"`,
       got: `[${tensor.dims.join(", ")}]`,
-      expected: wanted,
+      expected: wanted(port),
     });
   }
   return tensor;
 }
+
+/** For people. @param {Port} port */
+const wanted = ({ dtype, shape }) => `${dtype}[${shape.map(text).join(", ")}]`;
 
 /**
  * @param {Manifest} manifest
