@@ -181,13 +181,18 @@ class Blocks:
         return 4 if self.zeros else 3
 
 
+STATISTICS = 32
+"""Columns of a row whose statistics a product stores together: see `Matmul.statistics`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prologue:
     """How a product makes its left operand as it reads it, so that no kernel before it has to.
 
     A[m, k] = final(ACC = value), over AXIS (m, k); with a `norm` (LAYER or RMS) ACC is the value
     normalised over its row m. With `keep` the kernel also stores A, row-major, in a second output
-    of that storage. WGSL only.
+    of that storage. `statistics` is the first of the row's, over AXIS (m), a LOAD of what the
+    product that made the value has stored; without, each workgroup takes them. WGSL only.
     """
 
     value: Scalar
@@ -195,6 +200,7 @@ class Prologue:
     norm: RowOp | None = None
     eps: float = 0.0
     keep: Storage | None = None
+    statistics: Scalar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +241,10 @@ class Matmul:
     a multiple of 4) `final` gives the values that it normalises; of it and a prologue at most one
     keeps.
 
+    With `statistics` (LAYER or RMS; of a product as with an epilogue, N a multiple of STATISTICS) a
+    second output has two floats for every STATISTICS columns of every row of the result: their
+    mean, which is 0 for RMS, and the sum of the squares of what they differ from it by. WGSL only.
+
     With `blocks` (`b` None) operand 1 is block-quantised, and `final` loads from the operands
     after those that `Blocks` speaks of.
     """
@@ -253,6 +263,7 @@ class Matmul:
     blocks: Blocks | None = None
     prologue: Prologue | None = None
     epilogue: Epilogue | None = None
+    statistics: RowOp | None = None
 
     @property
     def weights(self) -> int:
@@ -262,6 +273,8 @@ class Matmul:
     @property
     def keep(self) -> Storage | None:
         """Of the second output; None without one."""
+        if self.statistics is not None:
+            return Storage.F32
         maker = self.prologue if self.epilogue is None else self.epilogue
         return None if maker is None else maker.keep
 

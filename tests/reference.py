@@ -19,12 +19,14 @@ from pywebgpu.codegen.dims import evaluate as evaluate_dim
 from pywebgpu.codegen.scalar import Op, Scalar, Type, walk
 from pywebgpu.codegen.spec import (
     PANEL,
+    STATISTICS,
     Attention,
     Cell,
     Conv,
     KernelSpec,
     Map,
     Matmul,
+    Prologue,
     Recurrent,
     Reduce,
     ReduceOp,
@@ -352,7 +354,9 @@ def left_operand(spec: Matmul, operands: Sequence[Array], env: dict[str, int]) -
     m, k = _dims((spec.m, spec.k), env)
     axes = _grid([m, k])
     value = np.broadcast_to(scalar(prologue.value, axes, operands, env), [m, k])
-    if prologue.norm is not None:
+    if prologue.statistics is not None:
+        value = _normalised_by(prologue, operands, env, value)
+    elif prologue.norm is not None:
         value = _normalised(value, prologue.norm, prologue.eps)
     made = scalar(prologue.final, axes, operands, env, value)
     return np.broadcast_to(made, [m, k])
@@ -368,7 +372,12 @@ def second_output(
         beside = dataclasses.replace(spec, value=spec.beside.value, beside=None)
         index, made = _map(beside, list(operands), env)
         return index.ravel(), made.ravel()
-    if spec.epilogue is None:
+    if spec.statistics is not None:
+        made = _matmul(spec, list(operands), env)[1]
+        made = made.reshape(len(made), -1, STATISTICS)
+        mean = made.mean(-1, keepdims=True) * (spec.statistics is RowOp.LAYER)
+        made = np.concatenate([mean, ((made - mean) ** 2).sum(-1, keepdims=True)], -1)
+    elif spec.epilogue is None:
         made = left_operand(spec, operands, env)
     else:
         made = _matmul(dataclasses.replace(spec, epilogue=None), list(operands), env)[1]
@@ -403,6 +412,22 @@ def _matmul(spec: Matmul, operands: list[Array], env: dict[str, int]) -> tuple[A
         value = _normalised(final, spec.epilogue.norm, spec.epilogue.eps)
         final = scalar(spec.epilogue.final, axes, operands, env, value)
     return np.broadcast_to(_view(spec.out, axes, env), space), np.broadcast_to(final, space)
+
+
+def _normalised_by(
+    prologue: Prologue, operands: Sequence[Array], env: dict[str, int], value: Array
+) -> Array:
+    """With the statistics that it is given: the pieces' means and sums of squares about them."""
+    assert prologue.statistics is not None
+    m, k = value.shape
+    operand = operands[int(prologue.statistics.value or 0)]
+    rows = _grid([m])
+    first = np.broadcast_to(scalar(prologue.statistics.args[0], rows, operands, env), [m])
+    given = operand[first[:, None] + np.arange(k // STATISTICS * 2)].reshape(m, -1, 2)
+    means, squares = given[..., 0], given[..., 1]
+    mean = means.mean(1, keepdims=True)
+    variance = (squares + STATISTICS * (means - mean) ** 2).sum(1, keepdims=True) / k
+    return np.asarray((value - mean) / np.sqrt(variance + prologue.eps))
 
 
 def _normalised(value: Array, norm: RowOp, eps: float) -> Array:

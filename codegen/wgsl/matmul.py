@@ -10,7 +10,7 @@ from ..caps import WgslCaps
 from ..dims import Dim, product
 from ..scalar import Op, Scalar, Type
 from ..spec import Matmul, Storage, View
-from . import blocks, epilogue, int8, product_space, prologue
+from . import blocks, epilogue, int8, product_space, prologue, statistics
 from . import product as core
 from . import product_operands as operands
 from .kernel import WgslKernel
@@ -34,14 +34,14 @@ def space(spec: Matmul, caps: WgslCaps) -> list[core.Knobs | FewBlocks]:
     p = product_of(spec)
     found: list[core.Knobs | FewBlocks] = list(product_space.space(p, caps))
     if prologue.prepares(spec):
-        fitting = [knobs for knobs in product_space.space(p, caps) if _has_room(knobs, caps)]
+        fitting = [knobs for knobs in found if _has_room(spec, knobs, caps)]
         if caps.emulated and isinstance(p.m, int) and p.m <= 8:
             # A CPU switches threads at every barrier of the statistics.
-            fitting.sort(key=lambda knobs: core.rows_and_threads(knobs)[1])
+            fitting.sort(key=lambda knobs: _rows_and_threads(knobs)[1])
         found = [*fitting]
     if spec.blocks is None:
         return found
-    few = [knobs for knobs in blocks.few(p, caps) if not p.prepares or _has_room(knobs, caps)]
+    few = [knobs for knobs in blocks.few(p, caps) if not p.prepares or _has_room(spec, knobs, caps)]
     if isinstance(p.m, int) and p.m <= 8:
         return [*few, *found]
     return [*found[:16], *few[:3], *found[16:]]
@@ -54,9 +54,9 @@ def _rows_and_threads(knobs: core.Knobs | FewBlocks) -> tuple[int, int]:
     return core.rows_and_threads(knobs)
 
 
-def _has_room(knobs: core.Knobs | FewBlocks, caps: WgslCaps) -> bool:
+def _has_room(spec: Matmul, knobs: core.Knobs | FewBlocks, caps: WgslCaps) -> bool:
     """For the statistics of its rows, in workgroup memory."""
-    more = prologue.storage(*_rows_and_threads(knobs))
+    more = prologue.storage(spec, *_rows_and_threads(knobs))
     own = knobs.storage if isinstance(knobs, FewBlocks) else product_space.storage(knobs)
     return own + more <= caps.max_workgroup_storage
 
@@ -100,6 +100,8 @@ def render(spec: Matmul, knobs: core.Knobs | FewBlocks) -> WgslKernel:
             sc.transform(spec.final, axis), _index(spec.out, batch), ("z", "m", "n"), acc_type,
             lane=2, lane_size=spec.n, guarded=guarded, put4=put4,
         )  # fmt: skip
+        if spec.statistics is not None:
+            statistics.define_store(module, spec)
 
     def module() -> Module:
         return Module(spec.operands, spec.output, spec.n_args)
@@ -163,4 +165,5 @@ def product_of(spec: Matmul) -> core.Product:
         prepares=prologue.prepares(spec),
         heavy=any(node.op in _HEAVY for node in sc.walk([spec.final])),
         twice=spec.epilogue is not None,
+        statistics=spec.statistics is not None,
     )

@@ -321,10 +321,11 @@ class Module:
                 body.append(f"if (u32({axes[lane]} + {i}) < {dim_text(lane_size)}) {{ {call} }}")
         self.text(f"fn {target.put4}({', '.join(heads)}) {{", body)
 
-    def keep(self, storage: Storage, vector: bool) -> None:
-        """Declares `kept`, a second output."""
+    def keep(self, storage: Storage, vector: bool | int) -> None:
+        """Declares `kept`, a second output, of vectors of `vector` elements (4 if True)."""
         element = ELEMENT[storage]
-        self.kept = f"vec4<{element}>" if vector else element
+        lanes = 4 if vector is True else int(vector)
+        self.kept = f"vec{lanes}<{element}>" if vector else element
 
     # ---- the whole -----------------------------------------------------------------------------
 

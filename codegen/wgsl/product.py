@@ -141,7 +141,8 @@ class Product:
     a_along_k: bool  # neighbouring elements of A lie along k, else along m
     b: Order
     half: bool = False  # both operands are stored as f16
-    prepares: bool = False  # a workgroup calls prepare_rows(first row, thread, store) first
+    prepares: bool = False  # a workgroup calls prepare_rows first
+    statistics: bool = False  # and store_statistics last, of whole pieces of rows
     heavy: bool = False  # the epilogue calls transcendental functions
     twice: bool = False  # there is a second pass, whether the k axis is split or not
 
@@ -168,6 +169,7 @@ class StagedFields:
     split: bool
     parts: str  # of the k axis
     prepares: bool
+    statistics: bool
     a_loads: int  # vec4s per thread and step
     b_loads: int
 
@@ -209,6 +211,7 @@ class DirectFields:
     z: str
     check_k: bool
     prepares: bool
+    statistics: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +227,7 @@ class FewFields:
     k: str
     z: str
     prepares: bool
+    statistics: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +307,7 @@ def _few_pass(p: Product, f: Few, module: Module, with_output: bool) -> Pass:
         k=dim_text(p.k),
         z=dim_text(p.z),
         prepares=p.prepares,
+        statistics=p.statistics,
     )
     grid = fold_grid(ceildiv(p.n, f.columns * 4) * ceildiv(p.m, f.rows) * p.z)
     return module.dispatch("product_few", fields, grid, with_output)
@@ -321,6 +326,7 @@ def _direct_pass(p: Product, d: Direct, module: Module, with_output: bool) -> Pa
         z=dim_text(p.z),
         check_k=not dim_multiple(p.k, 4),
         prepares=p.prepares,
+        statistics=p.statistics,
     )
     grid = fold_grid(ceildiv(p.m, d.tm * d.ty) * ceildiv(p.n, d.tn * d.tx) * p.z)
     return module.dispatch("product_direct", fields, grid, with_output)
@@ -357,6 +363,7 @@ def _staged_pass(p: Product, t: Tile | Matrix, module: Module, with_output: bool
         "split": split,
         "parts": dim_text(_parts(p, t)),
         "prepares": p.prepares,
+        "statistics": p.statistics,
         "a_loads": t.bm * t.bk // 4 // t.threads,
         "b_loads": t.bn * t.bk // 4 // t.threads,
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..caps import WgslCaps
 from ..dims import ceildiv
+from ..spec import STATISTICS
 from .module import ENOUGH
 from .product import Direct, Few, Knobs, Matrix, Order, Product, Tile
 
@@ -34,7 +35,7 @@ _MATRICES = (
 def everything(p: Product, caps: WgslCaps) -> list[Knobs]:
     """All that is legal: for benchmarks that the estimates below are judged by."""
     few = [f for f in _few(p) if _legal_few(f, caps)]
-    direct = [d for d in _direct(p) if d.tx * d.ty <= caps.max_invocations]
+    direct = _legal_direct(p, caps)
     return [*_matrices(p, caps), *_tiles(p, caps), *few, *direct]
 
 
@@ -48,7 +49,7 @@ def space(p: Product, caps: WgslCaps) -> list[Knobs]:
         shapes[shape] += 1
         if shapes[shape] <= 2:  # its best variants; tuning wants different shapes
             tiles.append(t)
-    direct = [d for d in _direct(p) if d.tx * d.ty <= caps.max_invocations]
+    direct = _legal_direct(p, caps)
     if isinstance(p.m, int) and p.m <= 8:
         return [*few, *tiles[:8], *direct[:2]]
     if caps.emulated:
@@ -83,6 +84,11 @@ def _multiplications(p: Product) -> int:
     return z * m * n * k
 
 
+def _legal_direct(p: Product, caps: WgslCaps) -> list[Direct]:
+    found = [d for d in _direct(p) if d.tx * d.ty <= caps.max_invocations]
+    return [d for d in found if not p.statistics or d.tn * d.tx % STATISTICS == 0]
+
+
 def _direct(p: Product) -> list[Direct]:
     """Small tiles first where there are few columns, so that enough threads have work."""
     n = p.n if isinstance(p.n, int) else _USUAL
@@ -92,7 +98,9 @@ def _direct(p: Product) -> list[Direct]:
 
 
 def _splits(p: Product, bk: int) -> list[int]:
-    """Into how many parts the k axis may be cut."""
+    """Into how many parts the k axis may be cut; a second pass would take the statistics."""
+    if p.statistics:
+        return [1]
     k = p.k if isinstance(p.k, int) else 64
     elements = p.z * p.m * ceildiv(p.n, 4) * 4
     # Of a size known at run time only, a product is cut where it is small (`module.parts`).
@@ -111,6 +119,7 @@ def _tiles(p: Product, caps: WgslCaps) -> list[Tile]:
         for half in kinds
         # Longer sums lose more, and large tiles gain nothing by them.
         if not half or (shape[2] <= 32 and shape[2] * shape[3] * shape[4] <= 1024)
+        if not p.statistics or shape[1] % STATISTICS == 0
     )
     return [t for t in found if _legal(t, caps)]
 
@@ -217,6 +226,8 @@ def _few(p: Product) -> list[Few]:
             Order.N: [(8, 8), (16, 4), (8, 16)],
             Order.K: [(1, 32), (2, 32), (1, 64)],
         }[p.b]
+        if p.statistics:
+            pairs = [(8, 16), (8, 8), (16, 4)]
     elif p.b is Order.PANEL:
         # As many shares as have some steps each: the more are in flight, the less each waits.
         pairs = [(2, 64), (2, 32), (4, 64), (4, 32), (2, 16), (4, 16)]
@@ -225,7 +236,8 @@ def _few(p: Product) -> list[Few]:
         pairs = [(8, 8), (8, 16), (16, 8), (4, 16), (8, 32), (16, 4), (32, 4)]
     else:
         pairs = [(1, 64), (1, 32), (2, 32), (1, 128), (2, 64), (4, 32), (1, 256)]
-    return [Few(rows, columns, shares) for columns, shares in pairs]
+    found = [Few(rows, columns, shares) for columns, shares in pairs]
+    return [f for f in found if not p.statistics or f.columns * 4 % STATISTICS == 0]
 
 
 def _legal_few(f: Few, caps: WgslCaps) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from .. import scalar as sc
 from ..scalar import Op, Scalar, Type
-from ..spec import Matmul, Prologue, RowOp, Storage
+from ..spec import STATISTICS, Matmul, Prologue, RowOp, Storage
 from .module import Module, dim_multiple, dim_text, fill, runs_along
 from .product_operands import define_checked
 from .scalar import literal
@@ -32,6 +32,7 @@ class Fields:
     length: str
     layer: bool
     eps: str
+    given: int  # columns that each of the given statistics is of; 0: none are
     wide: bool
     keep: bool
     kept: str
@@ -48,21 +49,24 @@ def operands(spec: Matmul) -> frozenset[int]:
     return frozenset() if made is None else frozenset(_operands(made.value, made.final))
 
 
-def storage(rows: int, threads: int) -> int:
+def storage(spec: Matmul, rows: int, threads: int) -> int:
     """Bytes of workgroup memory that `prepare_rows` takes."""
-    return 8 * rows + 16 * threads
+    return 8 * rows + (16 * threads if _lanes(spec, rows, threads) > 1 else 0)
 
 
-def _lanes(rows: int, threads: int) -> int:
-    """A power of two that divides `threads`."""
+def _lanes(spec: Matmul, rows: int, threads: int) -> int:
+    """Threads per row: a power of two that divides `threads`."""
+    assert spec.prologue is not None
+    least = _LEAST_LANES if spec.prologue.statistics is None else 1
     lanes = 1
-    while threads % (lanes * 2) == 0 and (lanes < _LEAST_LANES or lanes * 2 * rows <= threads):
+    while threads % (lanes * 2) == 0 and (lanes < least or lanes * 2 * rows <= threads):
         lanes *= 2
     return lanes
 
 
 def define_a(module: Module, spec: Matmul, wide: bool, half: bool, rows: int, threads: int) -> None:
-    """What `product` reads A through; `prepare_rows(first, thread, store)` where there is a norm.
+    """What `product` reads A through. Where there is a norm, also `prepare_rows(first, thread,
+    share, shares)`, and for tiles `raw_load` and `made`, the two halves of a load.
 
     wide: load vec4s along k. half: hand out f16. rows, threads: of a workgroup, whose first row is
     a multiple of rows.
@@ -89,6 +93,7 @@ def define_a(module: Module, spec: Matmul, wide: bool, half: bool, rows: int, th
         module.text(f"fn a_load{head} -> vec4<{kind}> {{", [f"return vec4<{kind}>({inner});"])
     define_checked(module, spec.k, kind)
     if prologue.norm is not None:
+        _define_halves(module, spec, prologue, wide, kind, rows)
         _define_prepare(module, spec, prologue, wide, rows, threads)
 
 
@@ -99,10 +104,56 @@ def _normalised(prologue: Prologue, rows: int, value: str) -> list[str]:
     return [f"let s = row_statistics[u32(m) % {rows}u];", f"let v = ({value}{mean}) * s.y;"]
 
 
+def _define_halves(
+    module: Module, spec: Matmul, prologue: Prologue, wide: bool, kind: str, rows: int
+) -> None:
+    """raw_load(z, m, k), zeros from K on, and made(m, k, raw): what is normalised, and the rest."""
+    size = dim_text(spec.k)
+    if wide:
+        raw = [
+            f"if (u32(k) >= {size}) {{ return vec4<f32>(); }}",
+            "return value_at4(m, k);",
+        ]
+        final = "final_at4(m, k, v)"
+    else:
+        raw = ["var v = vec4<f32>();"]
+        raw += [
+            f"if (u32(k + {i}) < {size}) {{ v.{c} = value_at(m, k + {i}); }}"
+            for i, c in enumerate("xyzw")
+        ]
+        raw.append("return v;")
+        last = f"i32({size}) - 1"
+        lanes = (f"final_at(m, min(k + {i}, {last}), v.{c})" for i, c in enumerate("xyzw"))
+        final = f"vec4<f32>({', '.join(lanes)})"
+    module.text("fn raw_load(z: i32, m: i32, k: i32) -> vec4<f32> {", raw)
+    head = "(m: i32, k: i32, raw: vec4<f32>)"
+    body = [*_normalised(prologue, rows, "raw"), f"return vec4<{kind}>({final});"]
+    module.text(f"fn made{head} -> vec4<{kind}> {{", body)
+    zeros = f"if (u32(k) >= {size}) {{ return vec4<{kind}>(); }}"
+    module.text(f"fn made_checked{head} -> vec4<{kind}> {{", [zeros, "return made(m, k, raw);"])
+
+
+def _define_given(module: Module, first: Scalar) -> None:
+    """given_statistics(m, piece): the mean of a piece of the row, and the squares about it."""
+    (load,) = (n for n in sc.walk([first]) if n.op is Op.LOAD)
+    speller = module.speller({sc.axis(0): "m"})
+    (at,) = speller.spell(load.args[0])
+    operand = int(load.value or 0)
+    values = ", ".join(
+        module.element(operand, f"u32({at}) + piece * 2u{more}") for more in ("", " + 1u")
+    )
+    module.text(
+        "fn given_statistics(m: i32, piece: u32) -> vec2<f32> {",
+        [*speller.lines, f"return vec2<f32>({values});"],
+    )
+
+
 def _define_prepare(
     module: Module, spec: Matmul, prologue: Prologue, wide: bool, rows: int, threads: int
 ) -> None:
-    lanes = _lanes(rows, threads)
+    lanes = _lanes(spec, rows, threads)
+    if prologue.statistics is not None:
+        _define_given(module, prologue.statistics)
     kept = "f32" if prologue.keep is not Storage.F16 else "f16"
     if prologue.keep is not None:
         module.keep(prologue.keep, wide)
@@ -115,6 +166,7 @@ def _define_prepare(
         length=dim_text(spec.k),
         layer=prologue.norm is RowOp.LAYER,
         eps=literal(sc.const(prologue.eps).value, Type.F32, module.helpers),
+        given=0 if prologue.statistics is None else STATISTICS,
         wide=wide,
         keep=prologue.keep is not None,
         kept=f"vec4<{kept}>" if wide else kept,

@@ -5,9 +5,12 @@ a query, or multiplying a gate into its values is better done again by each work
 result than once by a kernel of its own. On a CPU it is the other way round. So the program is
 lowered once, and this gives a GPU's version of it, over the same buffers:
 
-1. A `Row` (layer or RMS normalisation) of what a product wrote becomes that product's epilogue: its
-   second pass, which adds up the parts of the k axis, has whole rows. Where others read the
-   product's own values, as the residual of a pre-norm layer, it stores them too.
+1. A `Row` (layer or RMS normalisation) of what a product wrote becomes part of that product. Where
+   its sums are no longer than its rows and a product reads the result, it stores statistics beside
+   its values, and that product normalises them as it reads them: a prologue, which stores the
+   result if others want it. Where sums are longer, or nobody takes them so, it becomes the
+   epilogue: the second pass, which adds up the parts of the k axis, has whole rows. Where others
+   read the product's own values, as the residual of a pre-norm layer, it stores them too.
 2. A `Row` of few rows whose first reader is a product that takes it as its left
    operand becomes that product's prologue. Where others read it later, the product stores it too.
    Every column of workgroups takes the statistics again, which costs more than a kernel where the
@@ -28,6 +31,7 @@ from ..codegen import scalar as sc
 from ..codegen.dims import Dim, substitute, symbol
 from ..codegen.scalar import Op, Scalar, Type
 from ..codegen.spec import (
+    STATISTICS,
     Attention,
     Beside,
     Epilogue,
@@ -51,14 +55,21 @@ _LONGEST_ROW = 8192  # elements that a workgroup holds in registers
 _FLOATS = (Storage.F32, Storage.F16)
 
 
-def fuse(steps: Sequence[Emitted], buffers: Sequence[BufferInfo]) -> list[Emitted | None]:
-    """For each step what a GPU plays in its place: the same, another one, or nothing."""
-    return _Fusion(steps, buffers).run()
+def fuse(
+    steps: Sequence[Emitted], buffers: list[BufferInfo], *, statistics: bool = True
+) -> list[Emitted | None]:
+    """For each step what a GPU plays in its place: the same, another one, or nothing.
+
+    Adds buffers for statistics. `statistics` False: products store none (to measure by).
+    """
+    return _Fusion(steps, buffers, statistics).run()
 
 
 class _Fusion:
-    def __init__(self, steps: Sequence[Emitted], buffers: Sequence[BufferInfo]) -> None:
-        self.buffers = buffers
+    def __init__(
+        self, steps: Sequence[Emitted], buffers: list[BufferInfo], statistics: bool
+    ) -> None:
+        self.buffers, self.statistics = buffers, statistics
         self.steps: list[Emitted | None] = list(steps)
         self.sizes: list[Dim] = []  # the program's arguments: those of all steps
         self.writers: dict[int, list[int]] = {}
@@ -70,9 +81,10 @@ class _Fusion:
 
     def run(self) -> list[Emitted | None]:
         for i, step in enumerate(self.steps):
-            made = None if step is None else self._finished(i, step) or self._absorbed(i, step)
-            if made is not None:
-                other, fused = made
+            if step is None:
+                continue
+            made = self._measured(i, step) or self._finished(i, step) or self._absorbed(i, step)
+            for other, fused in made.items():
                 self.steps[i] = None
                 self.steps[other] = fused
         self._pair_maps()
@@ -115,8 +127,8 @@ class _Fusion:
         label = f"{before.label} | {step.label}"
         return Emitted(made, tuple(operands), before.output, args, label, step.output)
 
-    def _finished(self, number: int, step: Emitted) -> tuple[int, Emitted] | None:
-        """The product whose rows a step normalises, made to do that as well."""
+    def _normalised_product(self, number: int, step: Emitted) -> tuple[int, Row, Matmul] | None:
+        """The product that alone wrote the rows which a step normalises, and where it is."""
         if not isinstance(step.spec, Row) or step.spec.op not in _NORMS:
             return None
         source = self._opened(step)
@@ -131,12 +143,70 @@ class _Fusion:
             return None
         product = self._opened(target)
         assert isinstance(product, Matmul)
-        early = all(w < writers[0] for b in loads(source.final) for w in self.writers.get(b, []))
-        if not early or not self._normalises(source, product):
-            return None
+        return (writers[0], source, product) if self._normalises(source, product) else None
+
+    def _measured(self, number: int, step: Emitted) -> dict[int, Emitted]:
+        """The product whose rows a step normalises, made to store their statistics, and the product
+        that reads the step's result, made to normalise with them."""
+        found = self._normalised_product(number, step) if self.statistics else None
+        if found is None or not self.readers.get(step.output):
+            return {}
+        writer, source, product = found
+        reader = self.readers[step.output][0]
+        target, other = self.steps[writer], self.steps[reader]
+        assert target is not None
+        assert isinstance(product.n, int)
+        short = isinstance(product.k, int) and product.k <= product.n
+        if not short or product.n % STATISTICS != 0 or target.kept is not None:
+            return {}
+        if other is None or reader < number or not isinstance(other.spec, Matmul):
+            return {}
+        keep = len(self.readers[step.output]) > 1 or self.buffers[step.output].port
+        taken = self._opened(other)
+        assert isinstance(taken, Matmul)
+        fused = self._normalised(source, taken, step.output, keep)
+        if fused is None or other.operands[0] != step.output:
+            return {}
+        if other.operands.count(step.output) != 1:
+            return {}
+        pieces = product.n // STATISTICS
+        assert fused.prologue is not None
+        first = sc.load(len(self.buffers), sc.axis(0) * (2 * pieces))
+        fused = dataclasses.replace(
+            fused, prologue=dataclasses.replace(fused.prologue, statistics=first)
+        )
+        names = {f"a{i}": size for i, size in enumerate(self.sizes)}
+        rows = substitute(product.m, names)
+        self.buffers.append(BufferInfo(Storage.F32, rows * (2 * pieces)))
+        kept = step.output if keep else None
+        made = self._closed_prologue(fused, step, other, kept)
+        if made is None:
+            self.buffers.pop()
+            return {}
+        assert isinstance(target.spec, Matmul)
+        spec = dataclasses.replace(target.spec, statistics=source.op)
+        buffer = int(source.value.value or 0)
+        self.readers[buffer] = sorted({*self.readers[buffer], reader} - {number})
+        self.writers[step.output] = [reader] if keep else []
+        measured = dataclasses.replace(
+            target, spec=spec, label=f"{target.label} + statistics", kept=len(self.buffers) - 1
+        )
+        return {writer: measured, reader: made}
+
+    def _finished(self, number: int, step: Emitted) -> dict[int, Emitted]:
+        """The product whose rows a step normalises, made to do that as well."""
+        found = self._normalised_product(number, step)
+        if found is None:
+            return {}
+        writer, source, product = found
+        target = self.steps[writer]
+        assert target is not None
+        assert isinstance(target.spec, Matmul)
+        buffer = int(source.value.value or 0)
+        early = all(w < writer for b in loads(source.final) for w in self.writers.get(b, []))
         keep = len(self.readers[buffer]) > 1 or self.buffers[buffer].port
-        if keep and target.kept is not None:
-            return None
+        if not early or (keep and target.kept is not None):
+            return {}
         fused = dataclasses.replace(
             product,
             output=source.output,
@@ -149,11 +219,11 @@ class _Fusion:
         fixed = target.operands[:2]
         spec, operands, arguments = close(fused, fixed, lambda b: self.buffers[b].storage, first)
         if len(operands) + (keep or target.kept is not None) > MAX_OPERANDS:
-            return None
+            return {}
         args = tuple(self.sizes[a] for a in arguments)
         label = f"{target.label} + {step.label}"
         kept = buffer if keep else target.kept
-        return writers[0], Emitted(spec, tuple(operands), step.output, args, label, kept)
+        return {writer: Emitted(spec, tuple(operands), step.output, args, label, kept)}
 
     @staticmethod
     def _normalises(source: Row, product: Matmul) -> bool:
@@ -173,45 +243,55 @@ class _Fusion:
             and product.b is None
             and product.blocks is None
             and product.epilogue is None
+            and product.statistics is None
             and all(s in _FLOATS for s in (*product.operands[:2], product.output, source.output))
             and _same(product.out, whole, product.m)
             and _same(space.view(source.value.args[0]), whole, product.m)
             and _same(space.view(source.index), whole, product.m)
         )
 
-    def _absorbed(self, number: int, step: Emitted) -> tuple[int, Emitted] | None:
+    def _absorbed(self, number: int, step: Emitted) -> dict[int, Emitted]:
         """The first reader of a step's result, made to do that step as well."""
         made, readers = step.output, self.readers.get(step.output, [])
         if self.writers[made] != [number] or not readers or readers[0] < number:
-            return None
+            return {}
         target = self.steps[readers[0]]
         assert target is not None, "steps are absorbed by later ones"
         # The second output is one more buffer, and a port is wanted whoever reads it.
         keep = len(readers) > 1 or self.buffers[made].port
         if target.operands.count(made) != 1 or target.operands[0] != made:
-            return None
+            return {}
         source, reader = self._opened(step), self._opened(target)
         fused: KernelSpec | None = None
         if isinstance(source, Row) and isinstance(reader, Matmul):
-            fused = self._normalised(source, reader, made, keep)
+            few = isinstance(reader.m, int) and reader.m <= _FEW_ROWS
+            fused = self._normalised(source, reader, made, keep) if few else None
         elif isinstance(source, Map) and not keep and self._plain(source):
             if isinstance(reader, Matmul):
                 fused = self._computed(source, reader, made)
             elif isinstance(reader, Attention):
                 fused = self._queried(source, reader)
-        if fused is None:
-            return None
+        kept = made if keep else None
+        whole = None if fused is None else self._closed_prologue(fused, step, target, kept)
+        return {} if whole is None else {readers[0]: whole}
+
+    def _closed_prologue(
+        self, fused: KernelSpec, step: Emitted, target: Emitted, kept: int | None
+    ) -> Emitted | None:
+        """The call of `target` that does what `step` did; None where it has too many operands."""
         first = next(iter(loads(*self._inner(fused))), None)
         if first is None:
             return None
         fixed = [first, *self._fixed(target)]
         spec, operands, arguments = close(fused, fixed, lambda b: self.buffers[b].storage, True)
-        if len(operands) + keep > MAX_OPERANDS:
+        if kept is not None and target.kept is not None:
+            return None
+        kept = target.kept if kept is None else kept
+        if len(operands) + (kept is not None) > MAX_OPERANDS:
             return None
         args = tuple(self.sizes[a] for a in arguments)
         label = f"{step.label} + {target.label}"
-        kept = made if keep else None
-        return readers[0], Emitted(spec, tuple(operands), target.output, args, label, kept)
+        return Emitted(spec, tuple(operands), target.output, args, label, kept)
 
     @staticmethod
     def _inner(spec: KernelSpec) -> list[Scalar]:
@@ -280,8 +360,7 @@ class _Fusion:
         fits = reader.m == m and reader.k == k and _same(reader.a, whole, m)
         if not (fits and self._takes(reader, made) and _same(space.view(source.index), whole, m)):
             return None
-        few = isinstance(m, int) and m <= _FEW_ROWS
-        if source.output not in _FLOATS or not few:
+        if source.output not in _FLOATS:
             return None
         prologue = Prologue(
             source.value, source.final, source.op, source.eps, source.output if keep else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from pywebgpu.codegen.dims import Dim, symbol
 from pywebgpu.codegen.scalar import Op, Scalar, Type
 from pywebgpu.codegen.spec import (
     PANEL,
+    STATISTICS,
     Attention,
     Beside,
     Blocks,
@@ -197,10 +198,11 @@ def _in_blocks(b: Build, k: int, n: int, blocks: Blocks) -> Blocks:
 
 def prologue_case(
     m: int, n: int, k: int, norm: RowOp | None, keep: bool = False, shared: bool = False,
-    blocks: Blocks | None = None, **options: Any,
+    blocks: Blocks | None = None, given: bool = False, **options: Any,
 ) -> Case:  # fmt: skip
     """A product that makes its left operand: rows normalised, with scale, shift and a residual, or
-    a gate times its values; `shared`: the epilogue reads what the prologue does."""
+    a gate times its values; `shared`: the epilogue reads what the prologue does; `given`: so are
+    the rows' statistics."""
     b = Build(**options)
     m_, k_ = sc.axis(0), sc.axis(1)
     dm = b.size(m)
@@ -220,12 +222,33 @@ def prologue_case(
         value = sc.load(x, at) + sc.load(x, at + k) * 0.5
         final = sc.acc() * sc.load(scale, k_) + sc.load(shift, k_)
         made = Prologue(value, final, norm, 1e-5, b.float if keep else None)
+        if given:
+            both = b.operands[x].astype(np.float64).reshape(m, 2, k)
+            pieces = (both[:, 0] + both[:, 1] * 0.5).reshape(m, -1, STATISTICS)
+            means = pieces.mean(-1) * (norm is RowOp.LAYER)
+            squares = ((pieces - means[..., None]) ** 2).sum(-1)
+            known = b.operand(np.stack([means, squares], -1), F)
+            made = replace(made, statistics=sc.load(known, m_ * (k // STATISTICS * 2)))
     final = sc.acc() + sc.load(bias, sc.axis(1))
     if shared:
         final = final + sc.load(x, m_ * (2 * k))
     return b.case(
         Matmul, m * n, batch=(), m=dm, n=n, k=k, a=View((k, 1)), b=None, out=View((n, 1)),
         final=final, prologue=made, blocks=blocks,
+    )  # fmt: skip
+
+
+def statistics_case(m: int, n: int, k: int, norm: RowOp, **options: Any) -> Case:
+    """A product and a residual far from zero, with statistics of its rows."""
+    b = Build(**options)
+    m_, n_ = sc.axis(0), sc.axis(1)
+    dm = b.size(m)
+    b.normal(m, k)
+    b.operand(pack(b.rng.standard_normal((k, n)) / 3))
+    x = b.operand(b.rng.standard_normal((m, n)) * 3 + 20)
+    return b.case(
+        Matmul, m * n, batch=(), m=dm, n=n, k=k, a=View((k, 1)), b=None, out=View((n, 1)),
+        final=sc.acc() + sc.load(x, m_ * n + n_), statistics=norm,
     )  # fmt: skip
 
 
@@ -476,7 +499,10 @@ def one_of_each() -> Iterator[tuple[str, Case]]:
 
 
 def for_gpus() -> Iterator[tuple[str, Case]]:
-    """What only GPUs play: products that make their left operand, queries that are turned."""
+    """What only GPUs play: second outputs, products that make their left operand, queries that are
+    turned."""
+    yield "two outputs", map_case((6, 8, 12), beside=True)
+    yield "two odd outputs", map_case((5, 3, 7), beside=True, dynamic=True)
     for norm in (None, RowOp.LAYER, RowOp.RMS):
         for m, n, k in ((1, 24, 256), (40, 24, 256), (300, 256, 258)):
             name = f"{norm.value if norm else 'pointwise'} prologue {m}x{k}x{n}"
@@ -488,4 +514,8 @@ def for_gpus() -> Iterator[tuple[str, Case]]:
         for m, n, k in ((1, 24, 256), (40, 260, 256)):
             case = epilogue_case(m, n, k, norm, norm is RowOp.RMS, dynamic=m > 1)
             yield f"{norm.value} epilogue {m}x{k}x{n}", case
+        for dynamic in (False, True):
+            yield f"{norm.value} statistics", statistics_case(70, 96, 256, norm, dynamic=dynamic)
+            given = prologue_case(70, 40, 256, norm, True, given=True, dynamic=dynamic)
+            yield f"given {norm.value} statistics", given
     yield "turned attention", attention_case(1, 4, 2, 9, 40, 16, 16, turned=True)

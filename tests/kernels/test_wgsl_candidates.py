@@ -30,6 +30,7 @@ from tests.kernels.cases import (
     prologue_case,
     reduce_case,
     row_case,
+    statistics_case,
 )
 
 pytestmark = pytest.mark.wgpu
@@ -173,6 +174,33 @@ def test_epilogue_in_every_form(
 
 
 @pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(
+    ("m", "n", "k", "norm"),
+    [(1, 32, 512, RowOp.LAYER), (70, 96, 40, RowOp.LAYER), (40, 128, 33, RowOp.RMS)],
+)
+def test_statistics(m: int, n: int, k: int, norm: RowOp, half: bool) -> None:
+    """Every candidate of the lowest limits: tiles that end within the result, or beyond it."""
+    case = statistics_case(m, n, k, norm, half=half, dynamic=m > 1)
+    found = harness.space("wgpu" if half else "wgpu-floor", case.spec)
+    assert len({type(knobs) for knobs in found}) >= (3 if m > 8 else 2)
+    assert not any(getattr(knobs, "splits", 1) > 1 for knobs in found)
+    tolerance = 2e-2 if half else 2e-4
+    harness.check(
+        "wgpu", case.spec, case.operands, case.args, case.out_size,
+        rtol=tolerance, atol=tolerance, candidates=found,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(
+    ("m", "n", "k", "norm"), [(70, 40, 256, RowOp.LAYER), (33, 128, 96, RowOp.RMS)]
+)
+def test_given_statistics(m: int, n: int, k: int, norm: RowOp, half: bool) -> None:
+    """In every form; each workgroup stores its share of the normalised rows."""
+    check_every_form(prologue_case(m, n, k, norm, True, given=True, half=half, dynamic=True), half)
+
+
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("norm", [None, RowOp.LAYER, RowOp.RMS])
 @pytest.mark.parametrize(
     ("m", "n", "k", "blocks"),
@@ -304,6 +332,10 @@ def test_what_is_bound_is_used() -> None:
     """A pipeline's automatic layout leaves out bindings that its shader does not use."""
     made = [
         (f"{norm}", prologue_case(5, 8, 8, norm, norm is not None)) for norm in (None, RowOp.RMS)
+    ]
+    made += [
+        ("given", prologue_case(5, 8, 32, RowOp.LAYER, True, given=True)),
+        ("statistics", statistics_case(5, 32, 8, RowOp.LAYER)),
     ]
     made += [("beside", map_case((6, 8), beside=True))]
     for name, case in [*one_of_each(), *made]:

@@ -11,6 +11,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from pywebgpu.codegen import wgsl
+from pywebgpu.codegen.caps import WgslCaps
 from pywebgpu.codegen.codec import spec_from_json, spec_to_json
 from pywebgpu.codegen.spec import Attention, Map, Matmul, Row, family
 from pywebgpu.compile import Compiled, compile_model
@@ -53,8 +55,9 @@ def compiled(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Compiled, 
 def test_dispatches_per_layer(
     compiled: tuple[Compiled, Path], per_layer: int, around: int
 ) -> None:  # fmt: skip
-    """An encoder's five: products for queries, keys and values, attention, three products, two of
-    which normalise in their second pass. A decoder's six: one writes both longer caches."""
+    """An encoder's five: products for queries, keys and values, attention, three products. One
+    stores statistics of its rows, the next normalises by them, the last in its second pass. A
+    decoder's six: one writes both longer caches."""
     plan = compiled[0].plan
     assert len(plan.on_gpu.steps) == 2 * per_layer + around
     assert plan.gpu is not None
@@ -67,6 +70,27 @@ def test_dispatches_per_layer(
         assert spec_from_json(spec_to_json(spec)) == spec
         kept = isinstance(spec, (Map, Matmul)) and spec.keep is not None
         assert len(spec.operands) + kept <= 7
+
+
+@pytest.mark.parametrize(
+    ("hidden", "heads", "rows", "most"), [(384, 12, 128, 6), (768, 12, 384, 7), (64, 4, "n", 6)]
+)
+def test_passes_of_an_encoder_layer(
+    tmp_path: Path, hidden: int, heads: int, rows: int | str, most: int
+) -> None:
+    """MiniLM's layer, BERT base's, and a small one: a product's second pass counts."""
+    path = tmp_path / "encoder.onnx"
+    encoder(path, layers=1, hidden=hidden, heads=heads)
+    model = onnx.load(path)
+    for port in (*model.graph.input, *model.graph.output):
+        for dim, size in zip(port.type.tensor_type.shape.dim, (1, rows), strict=False):
+            if isinstance(size, int):
+                dim.dim_value = size
+    plan = compile_model(model).plan.on_gpu
+    kernels = [plan.kernels[step.kernel] for step in plan.steps]
+    for caps in (WgslCaps(), WgslCaps(emulated=True)):
+        passes = [len(wgsl.render(k, wgsl.space(k, caps)[0]).passes) for k in kernels]
+        assert sum(passes) <= most, passes
 
 
 @pytest.mark.parametrize("compiled", ["encoder", "decoder", "decoder, MatMulNBits"], indirect=True)
@@ -95,8 +119,9 @@ def test_a_decoder_turns_its_queries_where_they_are_read(compiled: tuple[Compile
 
 
 def _save(
-    path: Path, nodes: list[Any], constants: dict[str, Any], ports: dict[str, Any], outputs: int
-) -> Compiled:
+    path: Path, nodes: list[Any], constants: dict[str, Any], ports: dict[str, Any], outputs: int,
+    opset: int = 20,
+) -> Compiled:  # fmt: skip
     """The last `outputs` of the ports are outputs."""
     values = [
         helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in ports.items()
@@ -105,7 +130,7 @@ def _save(
         nodes, "port", values[:-outputs], values[-outputs:],
         [numpy_helper.from_array(a.astype(np.float32), n) for n, a in constants.items()],
     )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
     onnx.save(model, path)
     return compile_model(path)
 
@@ -184,3 +209,45 @@ def test_maps_that_store_alike_are_one_kernel(tmp_path: Path) -> None:
     assert pairs == [(number["a"], number["c"]), (number["b"], number["e"]), (number["d"], None)]
     feeds = {"x": rng.standard_normal((5, 6)), "z": rng.standard_normal((6, 5))}
     _check(compiled, path, {name: x.astype(np.float32) for name, x in feeds.items()})
+
+
+@pytest.mark.parametrize("norm", ["LayerNormalization", "RMSNormalization"])
+@pytest.mark.parametrize("reader", ["product", "residual", "port"])
+def test_rows_are_normalised_by_their_reader(tmp_path: Path, norm: str, reader: str) -> None:
+    """By statistics that the product before has stored; who else reads the result, or the values
+    themselves, finds them."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "g": rng.random(64), "w": rng.standard_normal((48, 64)), "v": rng.standard_normal((64, 64)),
+        "b": rng.random(64),
+    }  # fmt: skip
+    scale = ["g"] if norm == "RMSNormalization" else ["g", "b"]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["product"]),
+        helper.make_node("Add", ["product", "r"], ["stream"]),
+        helper.make_node(norm, ["stream", *scale], ["normed"], axis=-1),
+        helper.make_node("MatMul", ["normed", "v"], ["more"]),
+        helper.make_node("Add", ["stream", "more"], ["y"]),
+    ]
+    if reader == "residual":
+        nodes[-1:] = [
+            helper.make_node("MatMul", ["more", "v"], ["again"]),
+            helper.make_node("Add", ["normed", "again"], ["y"]),
+        ]
+    ports = {"x": ["n", 48], "r": ["n", 64], "y": ["n", 64]}
+    outputs = 1
+    if reader == "port":
+        ports["normed"], outputs = ["n", 64], 2
+    path = tmp_path / "rows.onnx"
+    compiled = _save(path, nodes, constants, ports, outputs, opset=23)
+    first, second, *_ = compiled.plan.on_gpu.steps
+    kernels = [compiled.plan.on_gpu.kernels[step.kernel] for step in (first, second)]
+    assert isinstance(kernels[0], Matmul)
+    assert isinstance(kernels[1], Matmul)
+    assert kernels[0].statistics is not None
+    assert kernels[1].prologue is not None
+    assert kernels[1].prologue.statistics is not None
+    assert first.kept in second.operands
+    assert (second.kept is None) == (reader == "product")
+    x, r = (rng.standard_normal((37, size)).astype(np.float32) for size in (48, 64))
+    _check(compiled, path, {"x": x, "r": r + 30})
