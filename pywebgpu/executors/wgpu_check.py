@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from ..self_test import SelfTest
 from .wgpu_device import Gpu, ShaderError
 
 _MOST = 2000  # entries of the file; the oldest go first
+_writing = Lock()  # sessions may be made in several threads
 
 
 def check(gpu: Gpu, tests: Sequence[SelfTest]) -> None:
@@ -45,8 +47,9 @@ def check(gpu: Gpu, tests: Sequence[SelfTest]) -> None:
                 got=problem,
                 remedy="Update the driver, choose another GPU, or use the wasm provider",
             )
-    passed.update(dict.fromkeys(new))
-    _keep(passed)
+    with _writing:
+        passed.update(dict.fromkeys(new))
+        _keep(passed)
 
 
 def _run(gpu: Gpu, test: SelfTest) -> str | None:

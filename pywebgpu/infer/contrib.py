@@ -69,35 +69,63 @@ def infer_matmul_n_bits(site: Site) -> TensorType:
     return like(x, (*x.shape[:-1], site.attr("N")))
 
 
-_ATTENTION = {
-    "GroupQueryAttention": (
-        {"do_rotary", "k_quant_type", "kv_cache_bit_width", "kv_num_heads", "local_window_size",
-         "num_heads", "qk_output", "rotary_interleaved", "scale", "smooth_softmax", "softcap",
-         "v_quant_type"},
-        (3, 4),
-        (12, ("k_scale", "v_scale")),
-    ),
-    "MultiHeadAttention": (
-        {"mask_filter_value", "num_heads", "scale", "unidirectional"},
-        (6, 7),
-        (8, ("past_sequence_length", "cache_indirection")),
-    ),
+_PRODUCT = {"alpha", "transA", "transB"}
+_ATTRIBUTES: dict[str, set[str]] = {
+    "BiasAdd": set(),
+    "BiasGelu": set(),
+    "BiasSplitGelu": set(),
+    "EmbedLayerNormalization": {"epsilon", "mask_index_type"},
+    "FastGelu": set(),
+    "FusedConv": {"activation", "activation_params", "auto_pad", "dilations", "group",
+                  "kernel_shape", "pads", "strides"},
+    "FusedGemm": {"activation", "activation_alpha", "activation_beta", "activation_gamma", "beta",
+                  *_PRODUCT},
+    "FusedMatMul": _PRODUCT,
+    "Gelu": set(),
+    "GroupQueryAttention": {"do_rotary", "k_quant_type", "kv_cache_bit_width", "kv_num_heads",
+                            "local_window_size", "num_heads", "qk_output", "rotary_interleaved",
+                            "scale", "smooth_softmax", "softcap", "v_quant_type"},
+    "MatMulNBits": {"K", "N", "accuracy_level", "bits", "block_size"},
+    "MultiHeadAttention": {"mask_filter_value", "num_heads", "scale", "unidirectional"},
+    "QuickGelu": {"alpha"},
+    "RotaryEmbedding": {"interleaved", "is_packed_batching", "num_heads", "rotary_embedding_dim",
+                        "scale"},
+    "SkipLayerNormalization": {"epsilon"},
+    "SkipSimplifiedLayerNormalization": {"epsilon"},
+    "TransposeMatMul": _PRODUCT,
 }  # fmt: skip
-"""The attributes that are known; the inputs that are the past; the first input that is refused,
-and the names of those from there on."""
+"""Those that are known, of each operator."""
+
+_OFF = {"transBatchA", "transBatchB", "weight_prepacked"}
+"""Attributes that are known to do nothing as long as they are 0."""
+
+_ATTENTION = {
+    "GroupQueryAttention": ((3, 4), (12, ("k_scale", "v_scale"))),
+    "MultiHeadAttention": ((6, 7), (8, ("past_sequence_length", "cache_indirection"))),
+}
+"""The inputs that are the past; the first input that is refused, and the names of those from there
+on."""
 
 
-def refused_attention(node: Node) -> str | None:
-    """What an attention of com.microsoft asks for that is not done: quantised caches, scores as an
-    output, inputs of ONNX Runtime's own decoding loops, and attributes nobody has heard of, which
-    must not be left out in silence. None if nothing is, or for any other operator."""
-    if node.domain != MICROSOFT or node.op not in _ATTENTION:
+def refused_setting(node: Node) -> str | None:
+    """What an operator of com.microsoft asks for that is not done: attributes nobody has heard of,
+    which must not be left out in silence, and of attentions what `_refused_attention` says. None if
+    nothing is."""
+    if node.domain != MICROSOFT:
         return None
-    known, past, (first, names) = _ATTENTION[node.op]
+    attrs = node.attrs
+    for name in sorted(attrs.keys() - _ATTRIBUTES.get(node.op, attrs.keys())):
+        if name not in _OFF or attrs[name] != 0:
+            return f"attribute {name} = {attrs[name]!r}"
+    return _refused_attention(node) if node.op in _ATTENTION else None
+
+
+def _refused_attention(node: Node) -> str | None:
+    """Quantised caches, scores as an output, and inputs of ONNX Runtime's own decoding loops."""
+    past, (first, names) = _ATTENTION[node.op]
     attrs = node.attrs
     given = [i < len(node.inputs) and bool(node.inputs[i]) for i in range(first)]
-    bad = sorted(attrs.keys() - known)
-    bad += [f"{s}_quant_type" for s in "kv" if attrs.get(f"{s}_quant_type", "NONE") != "NONE"]
+    bad = [f"{s}_quant_type" for s in "kv" if attrs.get(f"{s}_quant_type", "NONE") != "NONE"]
     bad += ["softcap"] if attrs.get("softcap", 0) < 0 else []
     window = attrs.get("local_window_size", -1)
     bad += ["local_window_size"] if window == 0 or window < -1 else []

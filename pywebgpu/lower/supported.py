@@ -6,7 +6,7 @@ import numpy as np
 
 from ..errors import UnsupportedError
 from ..graph import Graph, Node, subgraphs
-from ..infer.contrib import refused_attention
+from ..infer.contrib import refused_setting
 from .registry import LOWERINGS
 from .values import Array
 
@@ -51,10 +51,10 @@ def refuse_unsupported(graph: Graph) -> None:
 
 def supported(node: Node) -> str | None:
     """Why this operator cannot be lowered; None if it can."""
-    if (node.domain, node.op) in LOWERINGS:
-        return None
-    refused = refused_attention(node)
+    refused = refused_setting(node)
     if refused is not None:
         return f"{node.op} with {refused} is not supported"
+    if (node.domain, node.op) in LOWERINGS:
+        return None
     domain = f" of domain {node.domain!r}" if node.domain else ""
     return f"operator {node.op}{domain} is not supported"

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..graph import Graph, Node
-from ..infer.contrib import MICROSOFT
+from ..infer.contrib import MICROSOFT, refused_setting
 from ..packing import bit_fields
 from .contrib_attention import group_query, multi_head
 from .edit import Editor
@@ -29,7 +29,7 @@ Array = np.ndarray[Any, Any]
 def rewrite_contrib(graph: Graph) -> bool:
     edit = Editor(graph)
     for node in edit.sweep():
-        if node.domain != MICROSOFT:
+        if node.domain != MICROSOFT or refused_setting(node) is not None:
             continue
         if node.op == "MatMulNBits":
             _matmul_n_bits(edit, node)

@@ -14,7 +14,6 @@ import numpy as np
 
 from ..codegen.dims import Dim, dim_max, floordiv
 from ..graph import INTERNAL, DType, Node, Shape
-from ..infer.contrib import refused_attention
 from .edit import Editor
 
 
@@ -56,8 +55,6 @@ def _attend(
 
 
 def multi_head(edit: Editor, node: Node) -> bool:
-    if refused_attention(node) is not None:
-        return False
     heads = node.attrs["num_heads"]
     names = _unpacked(edit, node)
     sides = _biased(edit, node, names, heads) if names else None
@@ -160,8 +157,6 @@ def _padding(edit: Editor, node: Node, batch: Dim, length: Dim, total: Dim) -> s
 
 
 def group_query(edit: Editor, node: Node) -> bool:
-    if refused_attention(node) is not None:
-        return False
     attrs = node.attrs
     heads, kv_heads = attrs["num_heads"], attrs["kv_num_heads"]
     past = [_given(node, 3), _given(node, 4)]

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pywebgpu.compile import compile_model
+from pywebgpu.errors import UnsupportedError
 from tests.ops.agree import agree, by_onnxruntime, feeds_of, model_of
 
 Array = np.ndarray[Any, Any]
@@ -206,5 +208,41 @@ def test_rotary_embedding(rank: int, first: bool) -> None:
     }
     outputs = [("y", np.float32)]
     model = model_of("RotaryEmbedding", inputs, outputs, domain=DOMAIN)
+    feeds = feeds_of(model, inputs)
+    agree(model, feeds, by_onnxruntime(model, feeds))
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs", "named"),
+    [
+        ("Gelu", {"nobody_knows": 1}, "attribute nobody_knows = 1"),
+        ("FusedMatMul", {"transBatchA": 1}, "attribute transBatchA = 1"),
+        ("FusedConv", {"groups": 2, "activation": "Relu"}, "attribute groups = 2"),
+        ("SkipLayerNormalization", {"eps": 1.0}, "attribute eps = 1.0"),
+        ("MultiHeadAttention", {"num_heads": 1, "causal": 1}, "attribute causal = 1"),
+    ],
+)
+def test_attributes_that_are_not_known_are_refused(
+    op: str, attrs: dict[str, Any], named: str
+) -> None:
+    x = np.zeros((2, 2, 2, 2) if op in ("FusedConv", "FusedMatMul") else (1, 2, 8), np.float32)
+    inputs: Inputs = {
+        "Gelu": {"x": x},
+        "FusedMatMul": {"x": x, "w": x},
+        "FusedConv": {"x": x, "w": x},
+        "SkipLayerNormalization": {"x": x, "s": x, "g": np.ones(8, np.float32)},
+        "MultiHeadAttention": {"q": x, "k": x, "v": x},
+    }[op]
+    model = model_of(op, inputs, [("y", np.float32)], domain=DOMAIN, **attrs)
+    with pytest.raises(UnsupportedError, match=f"{op} with {named} is not supported"):
+        compile_model(model.SerializeToString())
+
+
+def test_an_attribute_that_does_nothing_is_let_through() -> None:
+    x = np.random.default_rng().normal(size=(3, 2, 4)).astype(np.float32)
+    inputs: Inputs = {"x": x, "w": x}
+    model = model_of(
+        "FusedMatMul", inputs, [("y", np.float32)], domain=DOMAIN, transB=1, transBatchA=0
+    )
     feeds = feeds_of(model, inputs)
     agree(model, feeds, by_onnxruntime(model, feeds))

@@ -8,6 +8,7 @@ computing reaches, has a test of its own.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -282,6 +283,14 @@ def same(got: Array, want: Array, where: str) -> None:
     )
 
 
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Seeded afresh; pytest shows the seed of a test that fails, and SEED=... takes it again."""
+    seed = int(os.environ.get("SEED") or np.random.SeedSequence().generate_state(1)[0])
+    print(f"SEED={seed}")
+    return np.random.default_rng(seed)
+
+
 def ran(model: onnx.ModelProto, feeds: Mapping[str, Array], executor: str) -> Sequence[Array]:
     with InferenceSession(compile_model(model.SerializeToString()), [executor]) as session:
         found = session.run(None, dict(feeds))
@@ -292,11 +301,11 @@ def ran(model: onnx.ModelProto, feeds: Mapping[str, Array], executor: str) -> Se
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("name", CASES)
-def test_every_type_of_an_operator(name: str, executor: str) -> None:
+def test_every_type_of_an_operator(name: str, executor: str, rng: np.random.Generator) -> None:
     tried = CASES[name]
     for type_ in tried.allowed():
         dtype = TYPES[type_]
-        inputs = tried.make(drawing(np.random.default_rng(), dtype), dtype)
+        inputs = tried.make(drawing(rng, dtype), dtype)
         model = tried.model(dtype, inputs)
         feeds = feeds_of(model, inputs)
         if type_ in tried.refused:
@@ -326,9 +335,9 @@ NOT_UPPER = (
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("name", [*UPPER, *NOT_UPPER])
-def test_the_upper_half_of_uint32(name: str, executor: str) -> None:
+def test_the_upper_half_of_uint32(name: str, executor: str, rng: np.random.Generator) -> None:
     tried, dtype = CASES[name], TYPES["uint32"]
-    inputs = tried.make(drawing(np.random.default_rng(), dtype), dtype)
+    inputs = tried.make(drawing(rng, dtype), dtype)
     model = tried.model(dtype, inputs)
     (node,) = model.graph.node
     node.input[:] = ["large" if i == "a" else i for i in node.input]
@@ -345,9 +354,9 @@ def test_the_upper_half_of_uint32(name: str, executor: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("source", TYPES)
-def test_casts(source: str, executor: str) -> None:
+def test_casts(source: str, executor: str, rng: np.random.Generator) -> None:
     """Between all pairs, of numbers that both types hold, but for fractions and wrapping."""
-    dtype, rng = TYPES[source], np.random.default_rng()
+    dtype = TYPES[source]
     for target, to in TYPES.items():
         x = rng.integers(0, 100, 40) if dtype.kind == "u" else rng.integers(-100, 100, 40)
         if dtype.kind not in "iub":
