@@ -186,6 +186,7 @@ class TileFields(StagedFields):
     square: bool
     a_pad: int
     b_pad: int
+    loops: bool  # over a thread's rows, in the epilogue
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +333,9 @@ def _direct_pass(p: Product, d: Direct, module: Module, with_output: bool) -> Pa
     return module.dispatch("product_direct", fields, grid, with_output)
 
 
+_MANY = 32
+"""Values of a thread of which an epilogue with transcendental functions is not copied for each."""
+
 _MATRIX_FEATURES = ("shader-f16", "subgroups", "chromium-experimental-subgroup-matrix")
 
 
@@ -383,6 +387,7 @@ def _staged_pass(p: Product, t: Tile | Matrix, module: Module, with_output: bool
             square=t.bn // t.tn >= 16 and t.bm // t.tm % 4 == 0,
             a_pad=t.a_pad,
             b_pad=_B_PAD[p.b],
+            loops=p.heavy and not split and t.tm * t.tn >= _MANY,
         )
     grid = fold_grid(_workgroups(p, t) * _parts(p, t))
     return module.dispatch(template, fields, grid, with_output)

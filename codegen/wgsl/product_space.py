@@ -176,9 +176,7 @@ def _cycles(p: Product, t: Tile, caps: WgslCaps, m: int) -> float:
     wait = _LATENCY / beside * (1.02 if t.buffers == 2 else 1)  # seldom of use
     steps = max(1, -(-k // (t.bk * splits)))
     cycles = waves * steps * (step + stage + wait)
-    if t.splits == 1 and p.heavy and t.tm * t.tn >= 32:
-        cycles *= 1.3  # so many copies of the epilogue's code are fetched
-    elif t.splits > 1:
+    if t.splits > 1:
         cycles *= 1.05  # a small gain is not worth it: other devices have less bandwidth
     return cycles + _second_pass(p, t, m * splits, 9200, 560)
 

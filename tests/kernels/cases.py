@@ -153,8 +153,10 @@ def row_case(
     )  # fmt: skip
 
 
-def matmul_case(m: int, n: int, k: int, int8: bool = False, **options: Any) -> Case:
-    """A times packed columns, plus a bias, then relu."""
+def matmul_case(
+    m: int, n: int, k: int, int8: bool = False, heavy: bool = False, **options: Any
+) -> Case:
+    """A times packed columns, plus a bias, then relu, or `heavy`, tanh."""
     b = Build(**options)
     dm = b.size(m)
     b.normal(m, k)
@@ -164,7 +166,8 @@ def matmul_case(m: int, n: int, k: int, int8: bool = False, **options: Any) -> C
     else:
         b.operand(pack(matrix))
     bias = b.normal(n)
-    final = sc.binary(Op.MAX, sc.acc() + sc.load(bias, sc.axis(1)), 0.0)
+    final = sc.acc() + sc.load(bias, sc.axis(1))
+    final = sc.unary(Op.TANH, final * 0.1) if heavy else sc.binary(Op.MAX, final, 0.0)
     return b.case(
         Matmul, m * n, batch=(), m=dm, n=n, k=k, a=View((k, 1)), b=None, out=View((n, 1)),
         final=final,
@@ -501,6 +504,7 @@ def one_of_each() -> Iterator[tuple[str, Case]]:
 def for_gpus() -> Iterator[tuple[str, Case]]:
     """What only GPUs play: second outputs, products that make their left operand, queries that are
     turned."""
+    yield "heavy epilogue", matmul_case(150, 140, 512, heavy=True)
     yield "two outputs", map_case((6, 8, 12), beside=True)
     yield "two odd outputs", map_case((5, 3, 7), beside=True, dynamic=True)
     for norm in (None, RowOp.LAYER, RowOp.RMS):

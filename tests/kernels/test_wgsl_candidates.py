@@ -131,6 +131,21 @@ def test_matmul(executor: str, m: int, n: int, k: int, dynamic: bool, seed: int)
     check(executor, matmul_case(m, n, k, dynamic=dynamic, seed=seed), 5e-5, seed)
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("m", "n"), [(150, 140), (33, 70)])
+def test_an_epilogue_of_many_values(m: int, n: int, dynamic: bool) -> None:
+    """Tiles of 8 x 8 and 8 x 4 values a thread, whose epilogue is a loop over rows."""
+    case = matmul_case(m, n, 40, heavy=True, dynamic=dynamic)
+    tiles = [Tile(128, 64, 16, 8, 8), Tile(64, 64, 16, 8, 8), Tile(64, 64, 8, 8, 4)]
+    for tile in tiles:
+        (one,) = wgsl.render(case.spec, tile).passes
+        assert one.code.count("put4(z, i32(row)") == tile.tn // 4
+    harness.check(
+        "wgpu", case.spec, case.operands, case.args, case.out_size,
+        rtol=1e-4, atol=1e-4, candidates=tiles,
+    )  # fmt: skip
+
+
 @each
 @few
 @given(
