@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .codegen.caps import WgslCaps
 from .codegen.dims import Atom, Dim, symbols
 from .codegen.spec import KernelSpec
 from .errors import InputError
@@ -18,6 +19,7 @@ from .infer import symbolic
 from .load import load
 from .lower import Int8, Lowering, lower
 from .lower.fuse import fuse
+from .lower.split import split, too_large
 from .lower.values import Emitted
 from .memory import Memory, plan_memory
 from .passes.pipeline import optimise
@@ -27,6 +29,9 @@ from .passes.twins import merge_twins
 from .plan import Buffer, Plan, Port, SlotBuffer, Step, WeightBuffer
 
 Progress = Callable[[str], None]
+
+MAX_BINDING = WgslCaps().max_binding
+"""Bytes of one storage buffer that every WebGPU device binds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,7 @@ def compile_model(
     half: bool = False,
     wide: Collection[int] = (),
     int8: Int8 | None = None,
+    max_binding: int = MAX_BINDING,
 ) -> Compiled:
     """Compile a model (path, bytes, parsed model or `Graph`) to a target-free plan.
 
@@ -57,6 +63,7 @@ def compile_model(
     half: store floats as f16 (see `half`); such a plan runs on WebGPU only.
     wide: numbers of buffers that stay f32 there (see `half_range`).
     int8: which constants become bytes (see `lower.int8`), and where to note it.
+    max_binding: bytes of a weight beyond which a GPU has it in parts (see `lower.split`).
 
     Raises:
         ModelError, InputError: the model cannot be read, or a value does not fit its input.
@@ -77,22 +84,33 @@ def compile_model(
     lowering = lower(graph, int8)
     if half:
         halve(lowering, wide)
-    # A program's items name steps by number: those of a GPU must be the same.
-    fused = lowering.steps if lowering.controlled else fuse(lowering.steps, lowering.buffers)
-    memory = plan_memory(lowering.buffers, lowering.steps, lowering.program, graph.counted, fused)
-    return Compiled(make_plan(graph, lowering, memory, fused), lowering, memory)
+    played = on_gpu(lowering, max_binding)
+    memory = plan_memory(lowering.buffers, lowering.steps, lowering.program, graph.counted, played)
+    return Compiled(make_plan(graph, lowering, memory, played), lowering, memory)
+
+
+def on_gpu(lowering: Lowering, max_binding: int = MAX_BINDING) -> list[list[Emitted]]:
+    """What a GPU plays in place of each step."""
+    if lowering.controlled:
+        # A program's items name steps by number: those of a GPU must be the same.
+        return [[step] for step in lowering.steps]
+    large = too_large(lowering.buffers, max_binding)
+    return split(fuse(lowering.steps, lowering.buffers, large), lowering.buffers, max_binding)
 
 
 def make_plan(
-    graph: Graph, lowering: Lowering, memory: Memory, fused: Sequence[Emitted | None]
+    graph: Graph, lowering: Lowering, memory: Memory, played: Sequence[Sequence[Emitted]]
 ) -> Plan:
-    """Number kernels, buffers and slots; `fused` is what a GPU plays in place of each step."""
+    """Number kernels, buffers and slots; `played` is what a GPU plays in place of each step."""
     offsets, weight_bytes = lowering.weights.offsets()
     buffers: list[Buffer] = []
     for info, slot, size in zip(lowering.buffers, memory.slot_of, memory.bytes, strict=True):
         if info.weight is not None:
             array = lowering.weights.arrays[info.weight]
-            buffers.append(WeightBuffer(offsets[info.weight], max(array.nbytes, 4)))
+            first, count = info.first * array.itemsize, info.elements
+            assert isinstance(count, int), "a weight has a known size"
+            size = max(count * array.itemsize, 4)
+            buffers.append(WeightBuffer(offsets[info.weight] + first, size))
         else:
             buffers.append(SlotBuffer(slot, size))
     kernels, steps = _numbered(lowering.steps)
@@ -109,7 +127,7 @@ def make_plan(
         checks=_checks(graph),
         program=tuple(lowering.program) if lowering.controlled else (),
     )
-    kernels, steps = _numbered([step for step in fused if step is not None])
+    kernels, steps = _numbered([step for steps in played for step in steps])
     if steps == plan.steps:
         return plan
     return replace(plan, gpu=replace(plan, kernels=kernels, steps=steps))

@@ -70,18 +70,17 @@ def plan_memory(
     steps: Sequence[Emitted],
     program: Sequence[Item] = (),
     most: Mapping[str, Dim] | None = None,
-    replaced: Sequence[Emitted | None] = (),
+    replaced: Sequence[Sequence[Emitted]] = (),
 ) -> Memory:
     """Slots for everything that is not a weight; ports keep theirs for themselves.
 
-    replaced: what is played in place of each step elsewhere; the slots serve both.
+    replaced: the steps that are played in place of each elsewhere; the slots serve both.
     """
     first: dict[int, int] = {}
     last: dict[int, int] = {}
-    for time, both in enumerate(zip_longest(steps, replaced)):
-        for step in both:
-            if step is None:
-                continue
+    for time, (own, others) in enumerate(zip_longest(steps, replaced, fillvalue=())):
+        assert isinstance(own, Emitted)
+        for step in (own, *others):
             for buffer in (step.output, *step.operands, step.kept):
                 if buffer is not None:
                     first.setdefault(buffer, time)

@@ -36,7 +36,10 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class WeightBuffer:
-    """Constant bytes at `offset` of the weight space (all shards joined), 256-byte aligned."""
+    """Constant bytes at `offset` of the weight space (all shards joined), 256-byte aligned.
+
+    A GPU's steps may have a large one in parts, each of which begins at a multiple of 16.
+    """
 
     offset: int
     bytes: int

@@ -347,15 +347,18 @@ export class GpuHost {
    * @param {Bundle} bundle
    */
   async #loadWeights(device, bundle) {
+    // Of a weight that the wasm module has whole, these steps may have parts.
+    const { buffers, webgpu } = bundle.manifest;
+    const read = new Set(webgpu.steps.flatMap(({ operands }) => operands));
     const spans = /** @type {import("./bundle.js").WeightBuffer[]} */ (
-      bundle.manifest.buffers.filter((buffer) => "weight" in buffer)
+      buffers.filter((buffer, i) => "weight" in buffer && read.has(i))
     );
     const { weights } = this;
     const memory = GpuMemory.of(device);
     device.pushErrorScope("out-of-memory");
     try {
-      for (const [i, buffer] of bundle.manifest.buffers.entries()) {
-        if (!("weight" in buffer) || weights.has(buffer.weight)) continue;
+      for (const [i, buffer] of buffers.entries()) {
+        if (!("weight" in buffer) || !read.has(i) || weights.has(buffer.weight)) continue;
         weights.set(buffer.weight, memory.buffer(buffer.bytes, `the weight of ${this.#user(i)}`));
       }
     } finally {
@@ -365,7 +368,7 @@ export class GpuHost {
     await bundle.weights((data, offset) => {
       const end = offset + data.length;
       for (const { weight, bytes } of spans) {
-        // The part of this weight that lies in this block. Offsets are multiples of 256 bytes and
+        // The part of this weight that lies in this block. Offsets are multiples of 16 bytes and
         // shards are cut at multiples of 4, which is all that writeBuffer asks for.
         const from = Math.max(weight, offset);
         const to = Math.min(weight + bytes, end);

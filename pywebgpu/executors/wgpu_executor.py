@@ -291,11 +291,13 @@ class WgpuExecutor:
                     )
 
     def _upload(self, weights: memoryview) -> dict[int, Any]:
-        """Buffer number -> its own GPU buffer, for every weight."""
+        """Buffer number -> its own GPU buffer, for every weight that a step reads: of one that
+        other executors have whole, a GPU may have parts."""
         found: dict[int, Any] = {}
         whole = self.plan.weight_bytes
+        read = {number for step in self.plan.steps for number in step.operands}
         for number, buffer in enumerate(self.plan.buffers):
-            if isinstance(buffer, WeightBuffer):
+            if isinstance(buffer, WeightBuffer) and number in read:
                 what = f"weight {number} (used by {self._users(number)}; {whole} bytes in all)"
                 found[number] = self.gpu.buffer(buffer.bytes, what)
                 data = weights[buffer.offset : buffer.offset + buffer.bytes]

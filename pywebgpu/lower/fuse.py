@@ -25,7 +25,7 @@ lowered once, and this gives a GPU's version of it, over the same buffers:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ..codegen import scalar as sc
 from ..codegen.dims import Dim, substitute, symbol
@@ -56,20 +56,29 @@ _FLOATS = (Storage.F32, Storage.F16)
 
 
 def fuse(
-    steps: Sequence[Emitted], buffers: list[BufferInfo], *, statistics: bool = True
+    steps: Sequence[Emitted],
+    buffers: list[BufferInfo],
+    large: Collection[int] = (),
+    *,
+    statistics: bool = True,
 ) -> list[Emitted | None]:
     """For each step what a GPU plays in its place: the same, another one, or nothing.
 
     Adds buffers for statistics. `statistics` False: products store none (to measure by).
+    large: weights that are to be split: products of them compute parts of rows, and normalise none.
     """
-    return _Fusion(steps, buffers, statistics).run()
+    return _Fusion(steps, buffers, large, statistics).run()
 
 
 class _Fusion:
     def __init__(
-        self, steps: Sequence[Emitted], buffers: list[BufferInfo], statistics: bool
+        self,
+        steps: Sequence[Emitted],
+        buffers: list[BufferInfo],
+        large: Collection[int],
+        statistics: bool,
     ) -> None:
-        self.buffers, self.statistics = buffers, statistics
+        self.buffers, self.large, self.statistics = buffers, large, statistics
         self.steps: list[Emitted | None] = list(steps)
         self.sizes: list[Dim] = []  # the program's arguments: those of all steps
         self.writers: dict[int, list[int]] = {}
@@ -140,6 +149,8 @@ class _Fusion:
         writers = self.writers.get(buffer, [])
         target = self.steps[writers[0]] if len(writers) == 1 and writers[0] < number else None
         if target is None or not isinstance(target.spec, Matmul) or target.output != buffer:
+            return None
+        if target.operands[1] in self.large:
             return None
         product = self._opened(target)
         assert isinstance(product, Matmul)

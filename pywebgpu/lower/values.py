@@ -139,9 +139,11 @@ class Emitted:
 
 @dataclass(eq=False, slots=True)
 class BufferInfo:
-    """`elements` is over the model's symbols. `weight`: index of the constant that it holds."""
+    """`elements` is over the model's symbols. `weight`: index of the constant that it holds, or of
+    which it holds a part, from element `first` on."""
 
     storage: Storage
     elements: Dim
     weight: int | None = None
     port: bool = False
+    first: int = 0
