@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 
 from .codegen.dims import Dim, product, symbols
+from .compile import MAX_BINDING, on_gpu
 from .errors import PywebgpuError, UnsupportedError
 from .graph import INTERNAL, DType, Graph, Node
 from .infer import Problems
 from .load import Source, load_leniently
+from .lower import Lowering, lower, supported
+from .lower.split import too_large
 from .passes.pipeline import optimise
 from .passes.ranges import fit_integers
 from .specialise import deciding_inputs
-
-BINDING_LIMIT = 128 * 2**20
-"""Bytes of one storage buffer that every WebGPU device allows."""
 
 _NARROWED = (DType.I64, DType.U64, DType.U32)
 _ROUNDED = (DType.F64,)
@@ -51,10 +51,16 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class LargeBuffer:
-    """A value larger than `BINDING_LIMIT`, which some devices can not bind."""
+    """A value larger than `compile.MAX_BINDING`, more than which some devices do not bind.
+
+    weight: a GPU gets it in parts. whole: a weight that it cannot get so, by the label of the step
+    that reads it; a device has to bind it all.
+    """
 
     name: str
     bytes: int
+    weight: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +102,8 @@ def check(
         InputError: no such file, or a value does not fit its input.
         ModelError: the bytes are no valid ONNX model.
     """
-    from .lower import supported
-
     problems = Problems()
+    whole: list[LargeBuffer] = []
     graph = load_leniently(model, problems, name, values)
     before = Counter(_label(node) for node in graph.nodes)
     opsets = {**graph.opsets, "": problems.opset}
@@ -115,7 +120,11 @@ def check(
                 remedy = "Export the model without it, or ask for it to be added"
                 refusals[id(node)] = Refusal(node.where(), node.op, reason, remedy)
         if not refusals:
-            refusals.update(_try_to_lower(graph))
+            lowered = _try_to_lower(graph)
+            if isinstance(lowered, Refusal):
+                refusals[0] = lowered
+            else:
+                whole = _whole_weights(lowered)
     deciding: list[str] = []
     if refusals:
         first = next(iter(refusals.values()))
@@ -134,7 +143,7 @@ def check(
         unsupported=tuple(refusals.values()),
         blocked=tuple(node.where() for node in problems.blocked),
         weight_bytes=sum(_stored(a.size, graph.types[n].dtype) for n, a in graph.constants.items()),
-        large_buffers=_large(graph),
+        large_buffers=(*_large(graph), *whole),
         size_checks=tuple(f"{c.left} = {c.right} ({c.where})" for c in graph.checks),
         remarks=(*_remarks(graph), *map(_specialised, deciding)),
         specialised=tuple(deciding),
@@ -150,15 +159,20 @@ def _refusal(node: Node, error: UnsupportedError) -> Refusal:
     return dataclasses.replace(refusal, op=node.op)
 
 
-def _try_to_lower(graph: Graph) -> dict[int, Refusal]:
+def _try_to_lower(graph: Graph) -> Lowering | Refusal:
     """Lowering may refuse a node for how it is used: it stops at the first such node."""
-    from .lower import lower
-
     try:
-        lower(graph)
+        return lower(graph)
     except PywebgpuError as error:
-        return {0: _refused_at(error, graph.name)}
-    return {}
+        return _refused_at(error, graph.name)
+
+
+def _whole_weights(lowering: Lowering) -> list[LargeBuffer]:
+    """The weights that are too large still when a GPU's steps have them in parts."""
+    steps = [step for steps in on_gpu(lowering) for step in steps]
+    large = too_large(lowering.buffers, MAX_BINDING)
+    users = {b: step.label for step in reversed(steps) for b in step.operands if b in large}
+    return [LargeBuffer(label, large[b], True, True) for b, label in users.items()]
 
 
 def _refused_at(error: PywebgpuError, name: str) -> Refusal:
@@ -190,8 +204,8 @@ def _large(graph: Graph) -> tuple[LargeBuffer, ...]:
         if array is not None and not any(array.strides) and array.size > 1:
             continue
         count: Dim = product(type_.shape)
-        if isinstance(count, int) and _stored(count, type_.dtype) > BINDING_LIMIT:
-            found.append(LargeBuffer(name, _stored(count, type_.dtype)))
+        if isinstance(count, int) and _stored(count, type_.dtype) > MAX_BINDING:
+            found.append(LargeBuffer(name, _stored(count, type_.dtype), array is not None))
     return tuple(sorted(found, key=lambda b: (-b.bytes, b.name)))
 
 

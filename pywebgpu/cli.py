@@ -32,7 +32,7 @@ from .console import (
 from .errors import InputError
 
 if TYPE_CHECKING:
-    from .check import CheckReport
+    from .check import CheckReport, LargeBuffer
 
 app = typer.Typer(
     name="pywebgpu",
@@ -256,14 +256,29 @@ def _print_check(report: CheckReport) -> None:
         if report.blocked:
             print(f"Not judged, since they follow one of these: {len(report.blocked)} nodes")
     for buffer in report.large_buffers:
-        print(
-            f"Note: '{buffer.name}' takes {human_bytes(buffer.bytes)}; some devices bind no more "
-            "than 134.2 MB at once"
-        )
+        print(f"Note: {_large_text(buffer)}")
     for text in report.size_checks:
         print(f"Checked at run time: {text}")
     for text in report.remarks:
         print(f"Note: {text}")
+
+
+def _large_text(buffer: LargeBuffer) -> str:
+    from .compile import MAX_BINDING
+
+    limit = human_bytes(MAX_BINDING)
+    size = human_bytes(buffer.bytes)
+    if buffer.whole:
+        return (
+            f"a weight of {buffer.name} takes {size} in one piece: on WebGPU this needs a device "
+            f"that binds as much at once (all bind {limit}); wasm runs it anywhere"
+        )
+    if buffer.weight:
+        return f"'{buffer.name}' takes {size}: a GPU gets what is more than {limit} in parts"
+    return (
+        f"'{buffer.name}' takes {size}; some devices bind no more than {limit} at once, "
+        "and run it on wasm only"
+    )
 
 
 @app.command()

@@ -526,7 +526,7 @@ export class GpuHost {
     if (this.dead ?? this.lost) throw this.dead ?? this.lost;
     const { device, memory, manifest } = this.#ready();
     device.pushErrorScope("out-of-memory");
-    this.#grow(this.slots, run.slotBytes, "a tensor");
+    this.#grow(this.slots, run.slotBytes, (i) => this.#content(i, run));
     const checked = device.popErrorScope();
     const { bound, parts } = this.#bind(run, inputs, stay);
     let encoder = device.createCommandEncoder();
@@ -612,6 +612,24 @@ export class GpuHost {
     return steps.find(({ operands }) => operands.includes(number))?.label ?? "no step";
   }
 
+  /**
+   * The largest of what lies in a slot, for messages.
+   * @param {number} slot
+   * @param {Frame} run
+   */
+  #content(slot, { bufferBytes }) {
+    const { buffers, inputs, webgpu } = this.#ready().manifest;
+    const inside = [
+      ...inputs.map(({ buffer, name }) => ({ buffer, what: `the input "${name}"` })),
+      ...webgpu.steps.map(({ output, label }) => ({ buffer: output, what: `the result of ${label}` })),
+    ].filter(({ buffer }) => {
+      const entry = buffers[buffer];
+      return "slot" in entry && entry.slot === slot;
+    });
+    inside.sort((a, b) => bufferBytes[b.buffer] - bufferBytes[a.buffer]);
+    return inside[0]?.what ?? "a tensor";
+  }
+
   /** @param {number} number of a buffer of the plan */
   #bufferOf(number) {
     const entry = /** @type {Manifest} */ (this.manifest).buffers[number];
@@ -647,10 +665,10 @@ export class GpuHost {
     const known = this.frames.get(key);
     if (known) return known;
     const calls = callsOf(manifest, this.kernels, run, first, end);
-    this.#grow(this.slots, run.slotBytes, "a tensor");
+    this.#grow(this.slots, run.slotBytes, (i) => this.#content(i, run));
     for (const { kernel, names } of calls) {
       const sizes = kernel.scratch.map((dim) => evaluate(dim, names));
-      this.#grow(this.scratch, sizes, "a kernel's scratch memory");
+      this.#grow(this.scratch, sizes, () => "a kernel's scratch memory");
     }
     const { slots, scratch, weights, pipelines } = this;
     const runs = walk(manifest.program).filter((item) => "steps" in item).length || 1;
@@ -694,12 +712,12 @@ export class GpuHost {
    * Make `buffers` at least as large as `sizes`. Bind groups name buffers, so they go with them.
    * @param {GPUBuffer[]} buffers
    * @param {number[]} sizes
-   * @param {string} what
+   * @param {(number: number) => string} what
    */
   #grow(buffers, sizes, what) {
     sizes.forEach((bytes, i) => {
       if (buffers[i]?.size >= padded(bytes)) return;
-      const larger = /** @type {GpuMemory} */ (this.memory).buffer(bytes, what);
+      const larger = /** @type {GpuMemory} */ (this.memory).buffer(bytes, what(i));
       buffers[i]?.destroy(); // takes effect after the work that was submitted
       buffers[i] = larger;
       this.#forget();

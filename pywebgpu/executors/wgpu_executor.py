@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -372,8 +372,20 @@ class WgpuExecutor:
     def _make_room(self, symbols: dict[str, int]) -> None:
         """Slots for these sizes of the inputs."""
         sizes = base.slot_bytes(self.plan, symbols)
-        if self._grow_list(self._slots, sizes, f"activations ({sum(sizes)} bytes in all)"):
+        if self._grow_list(self._slots, sizes, lambda i: self._content(i, symbols, sum(sizes))):
             self._forget_frames()
+
+    def _content(self, slot: int, symbols: dict[str, int], total: int) -> str:
+        """The largest of what lies in a slot, for messages."""
+        found: list[tuple[int, str]] = []
+        ports = [(p.buffer, f"input {p.name!r}") for p in self.plan.inputs]
+        results = [(s.output, f"the result of {s.label}") for s in self.plan.steps]
+        for number, name in (*ports, *results):
+            buffer = self.plan.buffers[number]
+            if isinstance(buffer, SlotBuffer) and buffer.slot == slot:
+                found.append((evaluate(buffer.bytes, symbols), name))
+        name = max(found, key=lambda item: item[0], default=(0, f"slot {slot}"))[1]
+        return f"{name} (activations: {total} bytes in all)"
 
     def _grow_scratch(self, part: Range, symbols: dict[str, int]) -> bool:
         """Whether any buffer was replaced."""
@@ -385,13 +397,15 @@ class WgpuExecutor:
                 scratch += [0] * (i + 1 - len(scratch))
                 scratch[i] = max(scratch[i], evaluate(dim, names))
         self._scratch += [None] * (len(scratch) - len(self._scratch))
-        return self._grow_list(self._scratch, scratch, "scratch memory")
+        return self._grow_list(self._scratch, scratch, lambda i: f"scratch memory {i}")
 
-    def _grow_list(self, buffers: list[Any], sizes: Sequence[int], what: str) -> bool:
+    def _grow_list(
+        self, buffers: list[Any], sizes: Sequence[int], what: Callable[[int], str]
+    ) -> bool:
         grown = False
         for i, size in enumerate(sizes):
             if buffers[i] is None or buffers[i].size < size:
-                new = self.gpu.buffer(size, f"{what}, slot {i}")
+                new = self.gpu.buffer(size, what(i))
                 if buffers[i] is not None:
                     buffers[i].destroy()
                 buffers[i], grown = new, True

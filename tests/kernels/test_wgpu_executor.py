@@ -129,6 +129,16 @@ def test_a_weight_too_large_to_bind(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -
         make(gpu)
 
 
+def test_an_activation_too_large_to_bind(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = make(gpu)
+    limits = {**gpu.limits, "max-storage-buffer-binding-size": 4096 * 40}
+    monkeypatch.setattr(gpu, "limits", limits)
+    with pytest.raises(DeviceError, match=r"input 'x' \(activ.*got 256000 bytes.*at most 163840"):
+        executor.run({"x": np.zeros((100, LONG), np.float32)})
+    small = np.zeros((2, LONG), np.float32)
+    assert executor.run({"x": small})["y"].shape == (2, WIDTH)
+
+
 def test_adapters_by_name_and_number(gpu: Gpu) -> None:
     names = [adapter.name for adapter in list_adapters()]
     assert Gpu(index=0).name == names[0]

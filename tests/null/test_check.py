@@ -66,8 +66,24 @@ def test_large_buffers_checks_and_integers_are_mentioned() -> None:
     made = model(nodes, {}, ["y"], constants)
     made.graph.input.append(helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"]))
     report = check(made)
-    assert [b.name for b in report.large_buffers] == ["wide"]
+    (wide,) = report.large_buffers
+    assert (wide.name, wide.weight, wide.whole) == ("wide", True, False)
     assert any("ids" in text and "32 bits" in text for text in report.remarks)
+
+
+def test_a_weight_that_cannot_be_had_in_parts() -> None:
+    """A recurrent matrix is read whole, in every step."""
+    rng = np.random.default_rng()
+    hidden = 2944
+    constants = {
+        "w": rng.standard_normal((1, 4 * hidden, 2), np.float32),
+        "r": rng.standard_normal((1, 4 * hidden, hidden), np.float32),
+    }
+    nodes = [helper.make_node("LSTM", ["x", "w", "r"], ["", "y"], "lstm", hidden_size=hidden)]
+    report = check(model(nodes, {"x": [3, 1, 2]}, ["y"], constants))
+    assert report.ok
+    whole = [b for b in report.large_buffers if b.whole]
+    assert [(b.name, b.bytes) for b in whole] == [("lstm", 16 * hidden * hidden)]
 
 
 def test_bad_bytes_raise() -> None:
