@@ -17,11 +17,11 @@ _TILES = (
     # (bm, bn, bk, tm, tn), large to small
     (128, 128, 8, 8, 8), (128, 128, 16, 8, 8), (128, 128, 32, 8, 8), (128, 64, 8, 8, 8),
     (128, 64, 16, 8, 8), (128, 64, 32, 8, 8), (64, 128, 32, 8, 8), (64, 64, 32, 8, 8),
-    (64, 128, 8, 8, 8), (64, 128, 16, 8, 8), (64, 64, 8, 8, 4), (64, 64, 16, 8, 4),
-    (64, 64, 16, 4, 4), (64, 64, 16, 8, 8), (64, 64, 32, 8, 4), (64, 32, 16, 4, 4),
-    (64, 32, 32, 4, 4), (32, 64, 16, 4, 4), (32, 64, 32, 4, 4), (32, 32, 32, 4, 4),
-    (32, 32, 16, 2, 4), (16, 64, 32, 2, 4), (16, 64, 16, 4, 4), (16, 32, 32, 2, 4),
-    (64, 16, 32, 4, 4), (16, 32, 64, 2, 4), (32, 32, 64, 2, 4),
+    (64, 128, 8, 8, 8), (64, 128, 16, 8, 8), (64, 96, 24, 8, 4), (64, 64, 8, 8, 4),
+    (64, 64, 16, 8, 4), (64, 64, 16, 4, 4), (64, 64, 16, 8, 8), (64, 64, 32, 8, 4),
+    (64, 32, 16, 4, 4), (64, 32, 32, 4, 4), (32, 64, 16, 4, 4), (32, 64, 32, 4, 4),
+    (32, 32, 32, 4, 4), (32, 32, 16, 2, 4), (16, 64, 32, 2, 4), (16, 64, 16, 4, 4),
+    (16, 32, 32, 2, 4), (64, 16, 32, 4, 4), (16, 32, 64, 2, 4), (32, 32, 64, 2, 4),
 )  # fmt: skip
 _MATRICES = (
     # (bm, bn, bk, sm, sn)
@@ -136,7 +136,7 @@ _MOST_PARTIAL = 32 << 20
 
 _USUAL = 256  # what a size known at run time only is taken for
 _ROWS = (128, 384)  # and what rows are, in turn: a choice is to suit both
-_LATENCY = 368  # cycles of a step that nothing hides, with one workgroup at a time
+_LATENCY = 3000  # cycles of a step that nothing hides, with one workgroup at a time
 
 
 def _typical(
@@ -155,30 +155,29 @@ def _splits_of(p: Product, t: Tile | Matrix, workgroups: int) -> int:
 def _cycles(p: Product, t: Tile, caps: WgslCaps, m: int) -> float:
     """An estimate that orders candidates; only measuring tells how long they take.
 
-    Its numbers are fitted to what `tests.bench.candidates` measured of 16 products in Chromium on
-    an H100, those of encoders among them: there its first choice takes 5 % longer on
-    average, 20 at most, than the best of those that need no more than 16 KiB of workgroup memory.
+    Its numbers are fitted to what `tests.bench.candidates` measured of 20 products in Chromium on
+    an H100, those of encoders among them: there its first choice takes 2 % longer on average, 11 at
+    most, than the best of those that need no more than 16 KiB of workgroup memory. Only what they
+    are to each other means something.
     """
     z, _, n, k = _sizes(p)
     groups = -(-m // t.bm) * -(-n // t.bn) * z
     splits = _splits_of(p, t, groups)
     groups *= splits
-    waves = max(1.0, groups / caps.fill)
-    beside = min(1.7, waves)  # workgroups that share a slot and hide each other's latency
-    waves += 0.6 * (math.ceil(waves) - waves) / math.sqrt(waves)  # the last one is not full
-    rate = min(128.0, t.threads * beside * 1.34)
+    beside = max(1.0, groups / caps.fill)  # workgroups that hide each other's latency
+    waves = beside + (math.ceil(beside) - beside) / math.sqrt(beside)  # the last one is not full
     # Reads from workgroup memory per multiplication fall as a thread's tile grows.
-    busy = min(1.0, t.tm * t.tn / (t.tm + t.tn) / 5.26)
+    busy = (t.tm * t.tn / (t.tm + t.tn) / 41) ** 0.3
     # Two f16 products at a time; each step's sums join the f32 ones.
     depth = t.bk / 1.6 + 3 if t.half else t.bk
-    step = t.bm * t.bn * depth / rate / busy
-    stage = 18.0 * (t.bm + t.bn) * t.bk / 128 * (0.5 if t.half else 1)
+    step = t.bm * t.bn * depth / 128 / busy
+    stage = 143.0 * (t.bm + t.bn) * t.bk / 128 * (0.5 if t.half else 1)
     wait = _LATENCY / beside * (1.02 if t.buffers == 2 else 1)  # seldom of use
     steps = max(1, -(-k // (t.bk * splits)))
     cycles = waves * steps * (step + stage + wait)
     if t.splits > 1:
-        cycles *= 1.05  # a small gain is not worth it: other devices have less bandwidth
-    return cycles + _second_pass(p, t, m * splits, 9200, 560)
+        cycles *= 1.1  # a small gain is not worth it: other devices have less bandwidth
+    return cycles + _second_pass(p, t, m * splits, 52_000, 235)
 
 
 def _matrix_cycles(p: Product, t: Matrix, caps: WgslCaps, m: int) -> float:
