@@ -416,7 +416,9 @@ export class GpuHost {
     } catch (error) {
       // Reading back from a lost device fails a moment before the loss is announced.
       await Promise.race([device.lost, new Promise((resolve) => setTimeout(resolve, 100))]);
-      throw this.dead ?? this.lost ?? error;
+      // What the device says of a set of shapes explains whatever failed after it.
+      const refused = await checked?.then(() => null, (reason) => reason);
+      throw this.dead ?? this.lost ?? refused ?? error;
     }
   }
 
@@ -471,18 +473,20 @@ export class GpuHost {
    */
   async #checkScopes(device, run) {
     const [invalid, memory] = await Promise.all([device.popErrorScope(), device.popErrorScope()]);
-    const error = invalid ?? memory;
-    if (!error) return;
+    // A buffer that there was no memory for is also not valid to bind.
+    if (memory) throw this.#noRoom(memory, run.slotBytes);
+    if (!invalid) return;
     this.frames.delete(run.key);
-    if (!invalid) throw this.#noRoom(error, run.slotBytes);
     throw new DeviceError("the GPU refuses the plan", {
       where: "webgpu",
-      got: error.message,
+      got: invalid.message,
       remedy: "Use the wasm provider, and report the device and the model.",
     });
   }
 
   /**
+   * Buffers that could not be made look like others: all are given up, so that a run that needs
+   * less finds room.
    * @param {GPUError} error
    * @param {number[]} slotBytes
    */
@@ -490,6 +494,8 @@ export class GpuHost {
     const tensors = slotBytes.reduce((sum, bytes) => sum + bytes, 0);
     const scratch = this.scratch.reduce((sum, { size }) => sum + size, 0);
     const weights = this.#ready().manifest.weights.bytes;
+    for (const buffer of [...this.slots.splice(0), ...this.scratch.splice(0)]) buffer.destroy();
+    this.#forget();
     return new DeviceError("the GPU has not enough memory", {
       where: "webgpu",
       got: `${error.message} (${weights + tensors + scratch} bytes are needed: ${weights} for ` +
