@@ -56,6 +56,7 @@ def compile_model(
     wide: Collection[int] = (),
     int8: Int8 | None = None,
     max_binding: int = MAX_BINDING,
+    statistics: bool = True,
 ) -> Compiled:
     """Compile a model (path, bytes, parsed model or `Graph`) to a target-free plan.
 
@@ -64,6 +65,8 @@ def compile_model(
     wide: numbers of buffers that stay f32 there (see `half_range`).
     int8: which constants become bytes (see `lower.int8`), and where to note it.
     max_binding: bytes of a weight beyond which a GPU has it in parts (see `lower.split`).
+    statistics: whether a GPU's products may store statistics of their rows (see `lower.fuse`);
+        False is for measuring what that is worth.
 
     Raises:
         ModelError, InputError: the model cannot be read, or a value does not fit its input.
@@ -84,18 +87,21 @@ def compile_model(
     lowering = lower(graph, int8)
     if half:
         halve(lowering, wide)
-    played = on_gpu(lowering, max_binding)
+    played = on_gpu(lowering, max_binding, statistics)
     memory = plan_memory(lowering.buffers, lowering.steps, lowering.program, graph.counted, played)
     return Compiled(make_plan(graph, lowering, memory, played), lowering, memory)
 
 
-def on_gpu(lowering: Lowering, max_binding: int = MAX_BINDING) -> list[list[Emitted]]:
+def on_gpu(
+    lowering: Lowering, max_binding: int = MAX_BINDING, statistics: bool = True
+) -> list[list[Emitted]]:
     """What a GPU plays in place of each step."""
     if lowering.controlled:
         # A program's items name steps by number: those of a GPU must be the same.
         return [[step] for step in lowering.steps]
     large = too_large(lowering.buffers, max_binding)
-    return split(fuse(lowering.steps, lowering.buffers, large), lowering.buffers, max_binding)
+    fused = fuse(lowering.steps, lowering.buffers, large, statistics=statistics)
+    return split(fused, lowering.buffers, max_binding)
 
 
 def make_plan(
