@@ -11,7 +11,7 @@ A plan without a program plays its steps in order.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .dims import Dim, dim_from_json, dim_json
@@ -92,6 +92,21 @@ def span(program: Sequence[Item]) -> tuple[int, int] | None:
     """The first step in a program and the one past the last; None without any."""
     found = [(i.first, i.end) for i in walk(program) if isinstance(i, Range)]
     return (min(a for a, _ in found), max(b for _, b in found)) if found else None
+
+
+def renumbered(program: Sequence[Item], starts: Sequence[int]) -> Program:
+    """The same program over other steps: step i has become steps starts[i] .. starts[i + 1] - 1."""
+    found: list[Item] = []
+    for item in program:
+        if isinstance(item, Range):
+            item = Range(starts[item.first], starts[item.end])
+        elif isinstance(item, Loop):
+            item = replace(item, body=renumbered(item.body, starts))
+        elif isinstance(item, Branch):
+            then, otherwise = (renumbered(p, starts) for p in (item.then, item.otherwise))
+            item = replace(item, then=then, otherwise=otherwise)
+        found.append(item)
+    return tuple(found)
 
 
 def looked_at(program: Sequence[Item]) -> list[int]:

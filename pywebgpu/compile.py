@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import numpy as np
 
 from .codegen.caps import WgslCaps
 from .codegen.dims import Atom, Dim, symbols
+from .codegen.program import renumbered
 from .codegen.spec import KernelSpec
 from .errors import InputError
 from .graph import Graph, SizeCheck
@@ -98,6 +100,10 @@ def on_gpu(
     """What a GPU plays in place of each step."""
     if lowering.controlled:
         # A program's items name steps by number: those of a GPU must be the same.
+        played = split(lowering.steps, lowering.buffers, max_binding)
+        starts = [0, *itertools.accumulate(map(len, played))]
+        lowering.program[:] = renumbered(lowering.program, starts)
+        lowering.steps[:] = [step for steps in played for step in steps]
         return [[step] for step in lowering.steps]
     large = too_large(lowering.buffers, max_binding)
     fused = fuse(lowering.steps, lowering.buffers, large, statistics=statistics)

@@ -28,6 +28,7 @@ from pywebgpu.executors.wgpu_executor import WgpuExecutor
 from pywebgpu.lower import Int8
 from pywebgpu.lower.int4 import Int4
 from pywebgpu.plan import WeightBuffer
+from pywebgpu.session import InferenceSession
 from tests.executors_seen import record_executor
 from tests.plan_eval import play
 
@@ -113,6 +114,29 @@ def tied() -> tuple[onnx.ModelProto, dict[str, Array]]:
     return model_of(nodes, IDS, {"t": words, "w": words.T.copy()}), some_ids(7, 4099)
 
 
+def branches() -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """A large product in one branch, a table in the other, one more product behind them."""
+    shape = helper.make_tensor_value_info
+    bodies = {
+        "then_branch": [node("MatMul", "x w", "p"), node("Relu", "p", "r")],
+        "else_branch": [node("Gather", "t ids", "q"), node("Tanh", "q", "r")],
+    }
+    made = {
+        name: helper.make_graph(body, name, [], [shape("r", FLOAT, None)])
+        for name, body in bodies.items()
+    }
+    nodes = [
+        node("ReduceSum", "x", "sum", keepdims=0),
+        node("Greater", "sum zero", "more"),
+        helper.make_node("If", ["more"], ["h"], **made),
+        node("MatMul", "h v"),
+    ]
+    constants = {"w": normal(64, 96), "v": normal(96, 40), "t": normal(50, 96)}
+    constants["zero"] = np.array(0, F)
+    model = model_of(nodes, ROWS | IDS, constants)
+    return model, some_rows(5) | some_ids(5, 50)
+
+
 def convolution() -> tuple[onnx.ModelProto, dict[str, Array]]:
     nodes = [node("Conv", "x w b", "a", pads=[1, 1, 1, 1]), node("Relu", "a")]
     constants = {"w": normal(37, 8, 3, 3) / 8, "b": normal(37)}
@@ -156,6 +180,7 @@ CASES: dict[str, Case] = {
     "many rows": Case(lambda: normalised(33), 5000),
     "table": Case(table, 11_000),
     "tied": Case(tied, 300_000),
+    "branches": Case(branches, 9000),
     "convolution": Case(convolution, 5000),
     "experts": Case(experts, 4000),
     "four bits": Case(lambda: four_bits(False, 1), 1500),
@@ -245,6 +270,19 @@ def test_a_gpu_that_binds_less(
     (got,) = executor.run(feeds).values()
     executor.close()
     close(got, want, 5e-3 if "half" in case.settings() else 1e-4)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_program_has_its_parts_on_wasm_too(sign: int) -> None:
+    model, feeds = branches()
+    feeds["x"] = sign * np.abs(feeds["x"])
+    compiled = compile_model(model.SerializeToString(), max_binding=9000)
+    with InferenceSession(compiled, ["wasm"], threads=1) as session:
+        (got,) = session.run(None, dict(feeds))
+    record_executor("wasmtime")
+    (played,) = play(compiled, feeds).values()
+    for found in (got, played):
+        close(found, expected(model, feeds), 1e-4)
 
 
 def test_only_the_first_part_keeps_rows() -> None:
