@@ -237,9 +237,9 @@ class Matmul:
     A in I32: an exact product, ACC = sum_k A w in I32, with no scales. A holds 16-bit numbers and
     no partial sum may pass 2^24 in magnitude, so that f32 can stand in for integers.
 
-    With an `epilogue` (only without `batch`, for packed columns of floats, a row-major result and N
-    a multiple of 4) `final` gives the values that it normalises; of it and a prologue at most one
-    keeps.
+    With an `epilogue` (only without `batch`, for packed columns of floats or codes, a row-major
+    result and N a multiple of 4) `final` gives the values that it normalises; of it and a prologue
+    at most one keeps.
 
     With `statistics` (LAYER or RMS; of a product as with an epilogue, N a multiple of STATISTICS) a
     second output has two floats for every STATISTICS columns of every row of the result: their

@@ -39,7 +39,8 @@ def space(spec: Matmul, caps: WgslCaps) -> list[core.Knobs | FewBlocks]:
             # A CPU switches threads at every barrier of the statistics.
             fitting.sort(key=lambda knobs: _rows_and_threads(knobs)[1])
         found = [*fitting]
-    if spec.blocks is None:
+    # Few rows of codes have a form of their own, which has no whole rows of the result.
+    if spec.blocks is None or spec.statistics is not None or spec.epilogue is not None:
         return found
     few = [knobs for knobs in blocks.few(p, caps) if not p.prepares or _has_room(spec, knobs, caps)]
     if isinstance(p.m, int) and p.m <= 8:

@@ -168,7 +168,7 @@ def _cycles(p: Product, t: Tile, caps: WgslCaps, m: int) -> float:
     beside = max(1.0, groups / caps.fill)  # workgroups that hide each other's latency
     waves = beside + (math.ceil(beside) - beside) / math.sqrt(beside)  # the last one is not full
     # Reads from workgroup memory per multiplication fall as a thread's tile grows.
-    busy = (t.tm * t.tn / (t.tm + t.tn) / 41) ** 0.3
+    busy: float = (t.tm * t.tn / (t.tm + t.tn) / 41) ** 0.3
     # Two f16 products at a time; each step's sums join the f32 ones.
     depth = t.bk / 1.6 + 3 if t.half else t.bk
     step = t.bm * t.bn * depth / 128 / busy

@@ -227,7 +227,7 @@ class _Fusion:
         )
         # The product's own operands keep their places.
         first = target.spec.prologue is not None
-        fixed = target.operands[:2]
+        fixed = target.operands[: product.weights]
         spec, operands, arguments = close(fused, fixed, lambda b: self.buffers[b].storage, first)
         if len(operands) + (keep or target.kept is not None) > MAX_OPERANDS:
             return {}
@@ -238,7 +238,8 @@ class _Fusion:
 
     @staticmethod
     def _normalises(source: Row, product: Matmul) -> bool:
-        """Every row of a product of floats with a packed matrix, which it stores row-major."""
+        """Every row of a product with a packed matrix, of floats or in blocks, that it stores
+        row-major."""
         n = product.n
         if len(source.shape) != 1 or len(source.row) != 1 or not isinstance(n, int):
             return False
@@ -252,10 +253,10 @@ class _Fusion:
             and (source.shape[0], source.row[0]) == (product.m, n)
             and not product.batch
             and product.b is None
-            and product.blocks is None
             and product.epilogue is None
             and product.statistics is None
-            and all(s in _FLOATS for s in (*product.operands[:2], product.output, source.output))
+            and (product.blocks is not None or product.operands[1] in _FLOATS)
+            and all(s in _FLOATS for s in (product.operands[0], product.output, source.output))
             and _same(product.out, whole, product.m)
             and _same(space.view(source.value.args[0]), whole, product.m)
             and _same(space.view(source.index), whole, product.m)

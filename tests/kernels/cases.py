@@ -241,29 +241,38 @@ def prologue_case(
     )  # fmt: skip
 
 
-def statistics_case(m: int, n: int, k: int, norm: RowOp, **options: Any) -> Case:
+def statistics_case(
+    m: int, n: int, k: int, norm: RowOp, blocks: Blocks | None = None, **options: Any
+) -> Case:
     """A product and a residual far from zero, with statistics of its rows."""
     b = Build(**options)
     m_, n_ = sc.axis(0), sc.axis(1)
     dm = b.size(m)
     b.normal(m, k)
-    b.operand(pack(b.rng.standard_normal((k, n)) / 3))
+    if blocks is None:
+        b.operand(pack(b.rng.standard_normal((k, n)) / 3))
+    else:
+        _in_blocks(b, k, n, blocks)
     x = b.operand(b.rng.standard_normal((m, n)) * 3 + 20)
     return b.case(
         Matmul, m * n, batch=(), m=dm, n=n, k=k, a=View((k, 1)), b=None, out=View((n, 1)),
-        final=sc.acc() + sc.load(x, m_ * n + n_), statistics=norm,
+        final=sc.acc() + sc.load(x, m_ * n + n_), statistics=norm, blocks=blocks,
     )  # fmt: skip
 
 
 def epilogue_case(
-    m: int, n: int, k: int, norm: RowOp, keep: bool = False, **options: Any
+    m: int, n: int, k: int, norm: RowOp, keep: bool = False, blocks: Blocks | None = None,
+    **options: Any,
 ) -> Case:  # fmt: skip
     """A product and a residual, whose rows are normalised, scaled and shifted."""
     b = Build(**options)
     m_, n_ = sc.axis(0), sc.axis(1)
     dm = b.size(m)
     b.normal(m, k)
-    b.operand(pack(b.rng.standard_normal((k, n)) / 3))
+    if blocks is None:
+        b.operand(pack(b.rng.standard_normal((k, n)) / 3))
+    else:
+        _in_blocks(b, k, n, blocks)
     bias, x = b.normal(n), b.operand(b.rng.standard_normal((m, n)) * 3 + 20)
     scale, shift = b.normal(n), b.normal(n)
     final = sc.acc() + sc.load(bias, n_) + sc.load(x, m_ * n + n_)
@@ -271,6 +280,7 @@ def epilogue_case(
     return b.case(
         Matmul, m * n, batch=(), m=dm, n=n, k=k, a=View((k, 1)), b=None, out=View((n, 1)),
         final=final, epilogue=Epilogue(norm, 1e-5, normed, b.float if keep else None),
+        blocks=blocks,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ the adapter offers ("wgpu") and with what every device does ("wgpu-floor")."""
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -204,6 +205,14 @@ def test_statistics(m: int, n: int, k: int, norm: RowOp, half: bool) -> None:
         "wgpu", case.spec, case.operands, case.args, case.out_size,
         rtol=tolerance, atol=tolerance, candidates=found,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("make", [statistics_case, epilogue_case])
+def test_rows_of_a_product_in_blocks(make: Callable[..., Case], half: bool) -> None:
+    case = make(40, 96, 256, RowOp.RMS, blocks=Blocks(4, 32, zeros=True), half=half, dynamic=True)
+    assert not any(isinstance(k, FewBlocks) for k in harness.space("wgpu", case.spec))
+    check_every_form(case, half)
 
 
 @pytest.mark.parametrize("half", [False, True])

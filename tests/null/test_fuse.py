@@ -17,7 +17,7 @@ from pywebgpu.codegen.codec import spec_from_json, spec_to_json
 from pywebgpu.codegen.spec import Attention, Map, Matmul, Row, family
 from pywebgpu.compile import Compiled, compile_model
 from pywebgpu.lower.int4 import Int4
-from tests.bench.layers import decoder, encoder, genai_decoder
+from tests.bench.layers import _Graph, decoder, encoder, genai_decoder
 from tests.plan_eval import play
 
 SIZES = {"layers": 2, "hidden": 32, "heads": 4}
@@ -251,3 +251,25 @@ def test_rows_are_normalised_by_their_reader(tmp_path: Path, norm: str, reader: 
     assert (second.kept is None) == (reader == "product")
     x, r = (rng.standard_normal((37, size)).astype(np.float32) for size in (48, 64))
     _check(compiled, path, {"x": x, "r": r + 30})
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_products_in_blocks_normalise_rows_too(tmp_path: Path, long: bool) -> None:
+    """Of any number: by the next product, or where sums are `long` in the second pass."""
+    g = _Graph()
+    k = 128 if long else 64
+    stream = g.op("Add", g.linear4("x", k, 64), "r")
+    kind = "SimplifiedLayerNormalization"
+    normed = g.op(kind, stream, g.vector(64, 1.0), epsilon=1e-5)
+    g.output(g.op("Add", stream, g.linear4(normed, 64, 64)), "y")
+    path = tmp_path / "blocks.onnx"
+    g.save(path, {"x": ["n", k], "r": ["n", 64]}, {"y": ["n", 64]})
+    compiled = compile_model(path)
+    first, second = (compiled.plan.on_gpu.kernels[s.kernel] for s in compiled.plan.on_gpu.steps)
+    assert isinstance(first, Matmul)
+    assert isinstance(second, Matmul)
+    assert first.blocks is not None
+    assert (first.statistics is None, first.epilogue is None) == (long, not long)
+    rng = np.random.default_rng(0)
+    feeds = {"x": rng.standard_normal((21, k)), "r": rng.standard_normal((21, 64)) + 30}
+    _check(compiled, path, {name: x.astype(np.float32) for name, x in feeds.items()})
