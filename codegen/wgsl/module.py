@@ -78,8 +78,8 @@ def fold_grid(workgroups: Dim) -> tuple[Dim, Dim, Dim]:
     return (dim_min(workgroups, MAX_GRID), ceildiv(workgroups, MAX_GRID), 1)
 
 
-ENOUGH = 528
-"""Workgroups that a large device of today has use for: four per core of an H100."""
+ENOUGH = 396
+"""Workgroups that a large device of today has use for: three per core of an H100."""
 
 
 def parts(splits: int, workgroups: Dim, most: Dim = ENOUGH) -> Dim:

@@ -144,7 +144,7 @@ def _typical(
     estimate: Callable[[Product, Any, WgslCaps, int], float], p: Product, t: Any, caps: WgslCaps
 ) -> float:
     """For as many rows as there are, or as inputs of models often have."""
-    return math.prod(estimate(p, t, caps, m) for m in ([p.m] if isinstance(p.m, int) else _ROWS))
+    return sum(estimate(p, t, caps, m) for m in ([p.m] if isinstance(p.m, int) else _ROWS))
 
 
 def _splits_of(p: Product, t: Tile | Matrix, workgroups: int) -> int:
