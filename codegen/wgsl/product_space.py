@@ -118,6 +118,8 @@ def _tiles(p: Product, caps: WgslCaps) -> list[Tile]:
         for splits in _splits(p, shape[2])
         for buffers in (1, 2)
         for half in kinds
+        # Ninety-six rows leave half of the device idle where rows are 128 and columns few.
+        if shape[0] != 96 or (isinstance(p.n, int) and p.n >= 3072)
         # Longer sums lose more, and large tiles gain nothing by them.
         if not half or (shape[2] <= 32 and shape[2] * shape[3] * shape[4] <= 1024)
         if not p.statistics or shape[1] % STATISTICS == 0

@@ -317,13 +317,15 @@ const pause = (/** @type {number} */ ms) => new Promise((done) => setTimeout(don
 const SAVED_MS = 3500; // ours writes the weights to its cache some seconds after `create`
 const WARM_MS = 3000; // a runtime's warm-up, at most
 
+const FIRST_IN_FLIGHT = 20;
+
 /**
- * Milliseconds per run; fewer in flight where they are slow, so that a turn keeps to its budget.
+ * Milliseconds per run; as many in flight as a turn's budget takes.
  * @param {any} runtime @param {Options} options
  */
 async function timeOne(runtime, { budgetMs, inFlight: wanted = 0, least = 3 }) {
   const times = [];
-  runtime.inFlight ??= wanted;
+  runtime.inFlight ??= Math.min(wanted, FIRST_IN_FLIGHT);
   const { inFlight } = runtime;
   const end = performance.now() + budgetMs;
   do {
