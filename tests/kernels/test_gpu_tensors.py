@@ -79,7 +79,7 @@ def test_refusals(session: InferenceSession, path: Path) -> None:
 
 def test_profile(session: InferenceSession) -> None:
     found = session.profile(feeds(5), repeats=2)
-    assert found.dispatches == len(found.steps) == 8
+    assert found.dispatches == len(found.steps) == 7
     assert found.device > 0
     assert found.host > 0
     assert all(label and seconds >= 0 for label, seconds in found.steps)
