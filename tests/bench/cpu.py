@@ -10,8 +10,9 @@ Whether the machine has its processors to give is probed before and after every 
 multiply-adds on as many threads; a turn in which it had not is taken again, while patience lasts.
 Peers run in their best configuration: SIMD and threads on (jax-js takes as many as there are
 processors, so it is in the rows of that many, for products only). A peer whose output deviates, or
-that cannot run a case, has no figure in that row, and the row says why. All of it takes about 12
-minutes, `--quick` 4. A case that fails is reported and the others go on; the exit code is then 1.
+that cannot run a case, has no figure in that row, and the row says why. All of it takes about 16
+minutes, `--quick` 7, and more where patience is needed. A case that fails is reported and the
+others go on; the exit code is then 1.
 """
 
 from __future__ import annotations
