@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pywebgpu.chromium import CHROMIUM_ARGS, find_chromium
+from pywebgpu.errors import DeviceError
 from tests import executors_seen
+
+if TYPE_CHECKING:
+    from pywebgpu.executors.wgpu_device import Gpu
 
 __all__ = ["CHROMIUM", "CHROMIUM_ARGS"]
 
@@ -31,6 +35,17 @@ def browser_type_launch_args(browser_type_launch_args: dict[str, Any]) -> dict[s
     if not Path(CHROMIUM).exists():
         pytest.skip(f"{CHROMIUM} is not installed (apt-get install chromium)")
     return {**browser_type_launch_args, "executable_path": CHROMIUM, "args": list(CHROMIUM_ARGS)}
+
+
+@pytest.fixture(scope="module")
+def gpu() -> Gpu:
+    """This machine's adapter, or llvmpipe; that the executor ran is asserted at the end."""
+    from pywebgpu.executors.wgpu_device import Gpu  # only here is wgpu needed
+
+    try:
+        return Gpu()
+    except DeviceError as error:
+        pytest.skip(str(error))
 
 
 def _is_worker(config: pytest.Config) -> bool:

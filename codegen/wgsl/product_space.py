@@ -159,7 +159,7 @@ def _cycles(p: Product, t: Tile, caps: WgslCaps, m: int) -> float:
     """An estimate that orders candidates; only measuring tells how long they take.
 
     Its numbers are fitted to what `tests.bench.candidates` measured of 20 products in Chromium on
-    an H100, those of encoders among them: there its first choice takes 2 % longer on average, 11 at
+    an H100, those of encoders among them: there its first choice takes 3 % longer on average, 11 at
     most, than the best of those that need no more than 16 KiB of workgroup memory. Only what they
     are to each other means something.
     """

@@ -189,6 +189,14 @@ def blocks_case(
     )  # fmt: skip
 
 
+def _columns(b: Build, k: int, n: int, blocks: Blocks | None) -> None:
+    """The operands of packed columns, of floats or in blocks."""
+    if blocks is None:
+        b.operand(pack(b.rng.standard_normal((k, n)) / 3))
+    else:
+        _in_blocks(b, k, n, blocks)
+
+
 def _in_blocks(b: Build, k: int, n: int, blocks: Blocks) -> Blocks:
     """The operands of block-quantised columns."""
     b.operand(pack_codes(b.rng.integers(0, 1 << blocks.bits, (k, n)), blocks.bits), Storage.I8)
@@ -210,10 +218,7 @@ def prologue_case(
     m_, k_ = sc.axis(0), sc.axis(1)
     dm = b.size(m)
     x = b.operand(b.rng.standard_normal((m, 2 * k)) * 3 + 20)  # a mean far from zero
-    if blocks is None:
-        b.operand(pack(b.rng.standard_normal((k, n)) / 3))
-    else:
-        _in_blocks(b, k, n, blocks)
+    _columns(b, k, n, blocks)
     bias = b.normal(n)
     at = m_ * (2 * k) + k_
     if norm is None:
@@ -249,10 +254,7 @@ def statistics_case(
     m_, n_ = sc.axis(0), sc.axis(1)
     dm = b.size(m)
     b.normal(m, k)
-    if blocks is None:
-        b.operand(pack(b.rng.standard_normal((k, n)) / 3))
-    else:
-        _in_blocks(b, k, n, blocks)
+    _columns(b, k, n, blocks)
     x = b.operand(b.rng.standard_normal((m, n)) * 3 + 20)
     return b.case(
         Matmul, m * n, batch=(), m=dm, n=n, k=k, a=View((k, 1)), b=None, out=View((n, 1)),
@@ -269,10 +271,7 @@ def epilogue_case(
     m_, n_ = sc.axis(0), sc.axis(1)
     dm = b.size(m)
     b.normal(m, k)
-    if blocks is None:
-        b.operand(pack(b.rng.standard_normal((k, n)) / 3))
-    else:
-        _in_blocks(b, k, n, blocks)
+    _columns(b, k, n, blocks)
     bias, x = b.normal(n), b.operand(b.rng.standard_normal((m, n)) * 3 + 20)
     scale, shift = b.normal(n), b.normal(n)
     final = sc.acc() + sc.load(bias, n_) + sc.load(x, m_ * n + n_)

@@ -32,14 +32,6 @@ RNG = np.random.default_rng(5)
 WEIGHT = RNG.standard_normal((LONG, WIDTH)).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def gpu() -> Gpu:
-    try:
-        return Gpu()
-    except DeviceError as error:
-        pytest.skip(str(error))
-
-
 def make_plan() -> Plan:
     """softmax(x W) and its double; the product's k axis may be divided, with scratch."""
     at = sc.axis(0) * WIDTH + sc.axis(1)

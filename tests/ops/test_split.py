@@ -22,7 +22,6 @@ from pywebgpu.build import wgsl_kernels
 from pywebgpu.codegen.caps import WGSL_VARIANTS
 from pywebgpu.codegen.spec import Matmul
 from pywebgpu.compile import Compiled, compile_model
-from pywebgpu.errors import DeviceError
 from pywebgpu.executors.wgpu_device import Gpu
 from pywebgpu.executors.wgpu_executor import WgpuExecutor
 from pywebgpu.lower import Int8
@@ -241,14 +240,6 @@ def test_parts_give_what_the_whole_gives(name: str) -> None:
     if "half" not in case.settings():
         (got,) = play(compiled, feeds).values()
         close(got, want, 1e-4)
-
-
-@pytest.fixture(scope="module")
-def gpu() -> Gpu:
-    try:
-        return Gpu()
-    except DeviceError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.wgpu
