@@ -13,15 +13,13 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .errors import InputError
 from .graph import DType
-
-if TYPE_CHECKING:
-    from .session import NodeArg
+from .plan import NodeArg
 
 Array = np.ndarray[Any, Any]
 

@@ -7,6 +7,7 @@ plan's symbols, evaluated by the runtime once per new set of input shapes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .codegen.dims import Dim
@@ -15,6 +16,8 @@ from .codegen.spec import KernelSpec, Storage
 from .graph import DType, Shape, SizeCheck
 
 FORMAT_VERSION = 1
+
+_ORT_TYPES = {"float32": "float", "float64": "double"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,21 @@ class Port:
     buffer: int
     limits: tuple[int, int] | None = None
     """Of an input: what its integers must lie between, if that is not all that 32 bits hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeArg:
+    """An input or output as ONNX Runtime describes it: `type` such as "tensor(float)", `shape`
+    of ints and symbols' names (or expressions over them)."""
+
+    name: str
+    type: str
+    shape: list[int | str]
+
+
+def node_arg(name: str, dtype: str, shape: Sequence[int | str]) -> NodeArg:
+    """`dtype` is ONNX's name of the element type, "float32"."""
+    return NodeArg(name, f"tensor({_ORT_TYPES.get(dtype, dtype)})", list(shape))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ from .codegen.wgsl.kernel import WgslKernel
 from .compile import Compiled
 from .errors import DeviceError, InputError, PywebgpuError
 from .executors.base import Executor, typed_feeds
-from .plan import Plan, Port
+from .plan import NodeArg, Plan, Port, node_arg
 from .records import Record, Winners, load_records
 from .self_test import SelfTest
 from .specialise import Specialising, compile_or_wait, key_of
@@ -50,23 +49,6 @@ PROVIDERS = ("webgpu", "wasm")
 SPECIALISATIONS = 4
 """A session keeps this many compilations of a model with specialised inputs, each with its weights:
 those used last."""
-
-_TYPES = {"float32": "float", "float64": "double"}
-
-
-@dataclass(frozen=True, slots=True)
-class NodeArg:
-    """An input or output as ONNX Runtime describes it: `type` such as "tensor(float)", `shape`
-    of ints and symbols' names (or expressions over them)."""
-
-    name: str
-    type: str
-    shape: list[int | str]
-
-
-def node_arg(name: str, dtype: str, shape: Sequence[int | str]) -> NodeArg:
-    """`dtype` is ONNX's name of the element type, "float32"."""
-    return NodeArg(name, f"tensor({_TYPES.get(dtype, dtype)})", list(shape))
 
 
 def _node_arg(port: Port) -> NodeArg:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Playwright
 
     from .compare import RunReport
-    from .session import NodeArg
+    from .plan import NodeArg
 
     Array = np.ndarray[Any, Any]
 
@@ -166,7 +166,7 @@ class BrowserSession:
 
 
 def _node_args(ports: Sequence[Mapping[str, Any]]) -> list[NodeArg]:
-    from .session import node_arg
+    from .plan import node_arg
 
     return [node_arg(port["name"], port["type"], port["shape"]) for port in ports]
 

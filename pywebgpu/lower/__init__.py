@@ -32,7 +32,7 @@ from . import (  # noqa: F401  (each registers its operators)
 )
 from .engine import Lowering
 from .int8 import Int8
-from .supported import supported
+from .supported import refuse_unsupported, supported
 
 __all__ = ["Int8", "Lowering", "lower", "supported"]
 
@@ -47,6 +47,7 @@ def lower(graph: Graph, int8: Int8 | None = None) -> Lowering:
         UnsupportedError: an operator, or a use of one, that cannot be lowered, or a tensor that no
             executor can hold.
     """
+    refuse_unsupported(graph)
     lowering = Lowering(graph, int8)
     lowering.run()
     ports = zip(lowering.input_buffers + lowering.output_buffers, graph.inputs + graph.outputs,

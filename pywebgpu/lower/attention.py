@@ -11,10 +11,9 @@ from ..codegen.spec import Attention, KernelSpec, Storage
 from ..errors import UnsupportedError
 from ..graph import INTERNAL, DType, Node
 from .cost import CHEAP_BROADCAST, cost
-from .engine import Lowering
+from .engine import Lowering, lowers
 from .index import Space
 from .matmul import contiguous_unit
-from .registry import lowers
 from .values import Coordinates, Value
 
 ORDER = "bhsd"

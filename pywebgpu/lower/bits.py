@@ -7,8 +7,7 @@ from ..codegen.scalar import Op, Scalar
 from ..errors import UnsupportedError
 from ..graph import DType, Node
 from .elementwise import narrow
-from .engine import Lowering
-from .registry import lowers
+from .engine import Lowering, lowers
 from .values import Value, convert, scalar_type
 
 _WHOLE = {DType.I8, DType.U8, DType.I16, DType.U16, DType.I32, DType.U32, DType.BOOL}

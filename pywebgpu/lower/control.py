@@ -18,8 +18,7 @@ from ..codegen.program import LOOP_LIMIT, STACK_LIMIT, Branch, Item, Loop
 from ..codegen.scalar import Op, Scalar, Type
 from ..graph import DType, Graph, Node, TensorType, outer_names
 from ..infer.control import always_on
-from .engine import Lowering
-from .registry import lowers
+from .engine import Lowering, lowers
 from .values import Coordinates, Value, convert
 
 Place = Callable[[Coordinates], Scalar]

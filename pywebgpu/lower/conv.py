@@ -14,13 +14,12 @@ from ..codegen.scalar import Op, Scalar, Type
 from ..codegen.spec import Conv, KernelSpec, Matmul, ReduceOp, Storage, View
 from ..graph import DType, Node
 from ..packing import pack_conv, pack_depthwise, pack_exact_conv, pack_int8_conv
-from .engine import Lowering
+from .engine import Lowering, lowers
 from .index import Space, unravel
 from .int4 import Int4
 from .int8_cost import conv_cost
 from .matmul import contiguous_unit, matrix_weights
 from .movement import clamp, reshaped
-from .registry import lowers
 from .values import Coordinates, Value, scalar_type
 
 

@@ -17,9 +17,8 @@ from ..codegen.spec import ReduceOp
 from ..graph import DType, Graph, Node, TensorType
 from .control import Turns
 from .elementwise import both, either, less, maximum, minimum
-from .engine import Lowering
+from .engine import Lowering, lowers
 from .index import unravel
-from .registry import lowers
 from .values import Coordinates, Value, convert
 
 BLOCK = 64

@@ -10,9 +10,9 @@ from ..codegen import scalar as sc
 from ..codegen.scalar import Op, Scalar, Type
 from ..errors import UnsupportedError
 from ..graph import DType, Node
-from .engine import Lowering
+from .engine import LOWERINGS, Lowering, lowers
 from .grids import GRIDS, on_grid
-from .registry import LOWERINGS, POINTWISE, lowers
+from .regions import POINTWISE
 from .values import Coordinates, Value, convert, scalar_type
 
 Unary = Callable[[Scalar], Scalar]

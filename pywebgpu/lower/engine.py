@@ -13,7 +13,7 @@ the last of them. The number of kernels is the number of times a buffer was unav
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -27,12 +27,26 @@ from ..packing import pack_panels
 from .cost import CHEAP, MAX_NODES, MAX_VIRTUAL_OPERANDS, cost, loads
 from .index import Space
 from .int8 import Int8, table_reader
-from .regions import interior_values
-from .registry import LOWERINGS, POINTWISE
-from .supported import refuse_unsupported
+from .regions import POINTWISE, interior_values
 from .tied import read_from_panels, tied_tables
 from .values import Array, Value
 from .vocabulary import Vocabulary
+
+Lower = Callable[["Lowering", Node], Value | list[Value]]
+
+LOWERINGS: dict[tuple[str, str], Lower] = {}
+"""Which function lowers which operator, by domain ("" is ONNX's) and name."""
+
+
+def lowers(*ops: str, domain: str = "") -> Callable[[Lower], Lower]:
+    """Marks the function that lowers `ops`. It reads the opset from the engine where it matters."""
+
+    def add(function: Lower) -> Lower:
+        for op in ops:
+            LOWERINGS[domain, op] = function
+        return function
+
+    return add
 
 
 class Lowering(Vocabulary):
@@ -62,7 +76,6 @@ class Lowering(Vocabulary):
     def run(self) -> None:
         """Lower every node. Afterwards `steps`, `buffers` and the port buffers are complete."""
         graph = self.graph
-        refuse_unsupported(graph)
         for name in graph.inputs:
             type_ = graph.types[name]
             shape = self.local(type_.shape)

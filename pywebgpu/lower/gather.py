@@ -7,9 +7,8 @@ from ..codegen.dims import Dim
 from ..codegen.scalar import Op, Scalar
 from ..errors import UnsupportedError
 from ..graph import Node
-from .engine import Lowering
+from .engine import Lowering, lowers
 from .movement import axis_of, clamp, replaced
-from .registry import lowers
 from .values import Coordinates, Value
 
 

@@ -6,8 +6,7 @@ from ..codegen import scalar as sc
 from ..codegen.dims import product
 from ..codegen.scalar import Op, Scalar
 from ..graph import DType, Node
-from .engine import Lowering
-from .registry import lowers
+from .engine import Lowering, lowers
 from .values import Coordinates, Value, convert, scalar_type
 
 

@@ -9,9 +9,8 @@ from ..codegen.dims import Dim
 from ..codegen.scalar import Op, Scalar, Type
 from ..graph import Node
 from .elementwise import both, maximum, minimum
-from .engine import Lowering
+from .engine import Lowering, lowers
 from .movement import clamp
-from .registry import lowers
 from .resize import cubic
 from .values import Coordinates, Value, convert
 

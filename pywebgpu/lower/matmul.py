@@ -19,12 +19,11 @@ from ..packing import (
     pack_int8_quantised,
     pack_panels,
 )
-from .engine import Lowering
+from .engine import Lowering, lowers
 from .index import unravel
 from .int4 import Int4
 from .int8_cost import product_cost
 from .movement import reshaped, transposed
-from .registry import lowers
 from .values import Array, Coordinates, Value, convert, scalar_type
 
 

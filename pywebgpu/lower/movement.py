@@ -13,9 +13,8 @@ from ..codegen.scalar import Op, Scalar
 from ..errors import UnsupportedError
 from ..graph import DType, Node
 from .cost import MAX_VIRTUAL_OPERANDS
-from .engine import Lowering
+from .engine import Lowering, lowers
 from .index import unravel
-from .registry import lowers
 from .values import Coordinates, Value, convert, scalar_type
 
 

@@ -11,10 +11,9 @@ from ..codegen.dims import Dim, product
 from ..codegen.scalar import Op, Scalar, Type
 from ..codegen.spec import ReduceOp, RowOp
 from ..graph import DType, Node
-from .engine import Lowering
+from .engine import Lowering, lowers
 from .movement import axis_of, clamp, replaced, reshaped
 from .pool import over
-from .registry import lowers
 from .values import Coordinates, Value, convert
 
 

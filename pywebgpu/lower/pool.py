@@ -8,10 +8,9 @@ from ..codegen.scalar import Op, Scalar, Type
 from ..codegen.spec import ReduceOp
 from ..graph import DType, Node
 from .conv import Window, tap, window_of
-from .engine import Lowering
+from .engine import Lowering, lowers
 from .index import unravel
 from .movement import reshaped
-from .registry import lowers
 from .values import Coordinates, Value, convert
 
 

@@ -16,11 +16,11 @@ from ..errors import UnsupportedError
 from ..graph import DType, Node
 from .conv import convolve, irregular, window_of
 from .elementwise import maximum, minimum
-from .engine import Lowering
+from .engine import Lowering, lowers
 from .grids import GRIDS, on_grid
 from .matmul import matmul, packed
 from .movement import replaced, reshaped
-from .registry import POINTWISE, lowers
+from .regions import POINTWISE
 from .values import Array, Coordinates, Value, convert, scalar_type
 
 EXACT = 1 << 24

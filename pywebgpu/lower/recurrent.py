@@ -15,9 +15,8 @@ from ..errors import UnsupportedError
 from ..graph import INTERNAL, Node
 from ..packing import pack_recurrent
 from .elementwise import SETTINGS, UNARY, maximum, minimum
-from .engine import Lowering
+from .engine import Lowering, lowers
 from .matmul import contiguous_unit
-from .registry import lowers
 from .values import Coordinates, Value
 
 _CELLS = {"LSTM": Cell.LSTM, "GRU": Cell.GRU, "RNN": Cell.RNN}

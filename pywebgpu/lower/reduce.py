@@ -9,10 +9,9 @@ from ..codegen.dims import Dim, product
 from ..codegen.scalar import Op, Scalar, Type
 from ..codegen.spec import ReduceOp
 from ..graph import DType, Node
-from .engine import Lowering
+from .engine import Lowering, lowers
 from .movement import axis_of, replaced, reshaped
 from .pool import over
-from .registry import lowers
 from .values import Coordinates, Value, convert, scalar_type
 
 _OPS = {

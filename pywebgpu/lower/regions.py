@@ -5,7 +5,10 @@ from __future__ import annotations
 from heapq import heappop, heappush
 
 from ..graph import Graph
-from .registry import POINTWISE
+
+POINTWISE: set[str] = set()
+"""Operators whose output element needs the same element of each (broadcast) input: filled by the
+files that lower them."""
 
 REGION = 24
 """Nodes that a value's consumers may span before they meet again."""

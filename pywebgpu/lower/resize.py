@@ -13,9 +13,8 @@ from ..errors import UnsupportedError
 from ..graph import Node
 from .antialias import antialiased
 from .elementwise import both, less, maximum, minimum
-from .engine import Lowering
+from .engine import Lowering, lowers
 from .movement import clamp
-from .registry import lowers
 from .values import Coordinates, Value, convert, scalar_type
 
 Tap = tuple[Scalar, Scalar | None]

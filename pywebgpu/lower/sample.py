@@ -14,11 +14,10 @@ from ..errors import UnsupportedError
 from ..graph import Node
 from .conv import Window, bias_value, convolve, irregular, window_of
 from .elementwise import both, less, maximum, minimum
-from .engine import Lowering
+from .engine import Lowering, lowers
 from .gather import wrapped
 from .index import unravel
 from .movement import clamp, reshaped
-from .registry import lowers
 from .values import Coordinates, Value, convert
 
 

@@ -13,11 +13,10 @@ from ..errors import UnsupportedError
 from ..graph import DType, Node
 from .counted import count_from_data
 from .elementwise import both, choose, either, less
-from .engine import Lowering
+from .engine import Lowering, lowers
 from .gather import wrapped
 from .index import unravel
 from .movement import axis_of, clamp, replaced
-from .registry import lowers
 from .values import Coordinates, Value, convert, scalar_type
 
 Candidate = Callable[[Coordinates, Coordinates], tuple[list[Scalar], Scalar]]

@@ -9,10 +9,9 @@ from ..codegen.dims import Dim
 from ..codegen.scalar import Scalar
 from ..errors import UnsupportedError
 from ..graph import DType, Node
-from .engine import Lowering
+from .engine import Lowering, lowers
 from .matmul import packed
 from .movement import reshaped, transposed
-from .registry import lowers
 from .values import Array, Coordinates, Value
 
 LIMIT = 1 << 24

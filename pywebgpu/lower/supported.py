@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..errors import UnsupportedError
 from ..graph import Graph, Node, subgraphs
 from ..infer.contrib import refused_setting
-from .registry import LOWERINGS
-from .values import Array
-
-
-def refuse_large(array: Array, name: str) -> None:
-    """Finite float64 numbers that would become infinite."""
-    sizes = np.abs(array[np.isfinite(array)])
-    most = float(sizes.max(initial=0))
-    if most > float(np.finfo(np.float32).max):
-        raise UnsupportedError(
-            "an element does not fit float32",
-            where=f"constant {name!r}" if name else "a constant of float64",
-            got=f"{most:.4g}",
-            expected="at most 3.403e+38",
-            remedy="float64 is computed in float32: export the model in float32",
-        )
+from .engine import LOWERINGS
 
 
 def refuse_unsupported(graph: Graph) -> None:

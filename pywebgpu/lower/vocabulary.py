@@ -12,12 +12,12 @@ from ..codegen import scalar as sc
 from ..codegen.dims import Dim, product
 from ..codegen.scalar import Op, Scalar, Type
 from ..codegen.spec import KernelSpec, Reduce, ReduceOp, Row, RowOp, Storage
+from ..errors import UnsupportedError
 from ..graph import DType, Node
 from .cost import CHEAP_BROADCAST, MAX_NODES, MAX_OPERANDS, MAX_VIRTUAL_OPERANDS, cost, loads
 from .index import Space
 from .materialise import Materialiser
 from .order import preferred_order
-from .supported import refuse_large
 from .values import Array, Coordinates, Core, Pending, Read, Value, convert, literal, scalar_type
 
 
@@ -30,7 +30,7 @@ class Vocabulary(Materialiser):
     def constant(self, array: Array, dtype: DType, name: str = "") -> Value:
         """Equal elements become a literal; others a weight buffer once they are read."""
         if dtype is DType.F64:
-            refuse_large(array, name)
+            _refuse_large(array, name)
         shape: tuple[Dim, ...] = tuple(int(s) for s in array.shape)
         value = Value(dtype, shape, lambda c: sc.const(0), name, constant=array)
         first = array.ravel()[0] if array.size else 0
@@ -309,3 +309,17 @@ class Vocabulary(Materialiser):
             priority=priority, expr=Space(extents).simplify(expr), reads=tuple(loads(value)),
         )  # fmt: skip
         return result
+
+
+def _refuse_large(array: Array, name: str) -> None:
+    """Finite float64 numbers that would become infinite."""
+    sizes = np.abs(array[np.isfinite(array)])
+    most = float(sizes.max(initial=0))
+    if most > float(np.finfo(np.float32).max):
+        raise UnsupportedError(
+            "an element does not fit float32",
+            where=f"constant {name!r}" if name else "a constant of float64",
+            got=f"{most:.4g}",
+            expected="at most 3.403e+38",
+            remedy="float64 is computed in float32: export the model in float32",
+        )

@@ -1,14 +1,13 @@
 """Integer tensors that are an affine function of their coordinates: positions, and what is made
 of them.
 
-element[i0, i1, ...] = base + sum(steps[k] * i_k), with sizes as numbers. Exporters build masks and
+Exporters build masks and
 indices out of ranges; seen this way they turn into slices, causal flags or constants.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,21 +16,9 @@ from ..graph import DType, Node
 from ..infer import symbolic
 from ..infer.movement import slice_bound
 from ..infer.registry import Site
-from .edit import Editor
+from .edit import Affine, Editor
 
 _LARGEST = 1 << 22  # elements of a constant that is looked at
-
-
-@dataclass(frozen=True, slots=True)
-class Affine:
-    """See the module's head. Axes of size 1 have a step of 0."""
-
-    base: Dim
-    steps: tuple[Dim, ...]
-
-    @property
-    def uniform(self) -> bool:
-        return all(s == 0 for s in self.steps)
 
 
 def affine(edit: Editor, name: str) -> Affine | None:

@@ -8,7 +8,8 @@ to other values. `finish` installs the result and drops what nobody needs any mo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +17,18 @@ from ..codegen.dims import Dim, Expr
 from ..graph import DType, Graph, Node, Shape, TensorType, outer_names, subgraphs
 from ..infer import infer_node
 
-if TYPE_CHECKING:
-    from .affine import Affine
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """An integer tensor by its coordinates, with sizes as numbers:
+    element[i0, i1, ...] = base + sum(steps[k] * i_k). Axes of size 1 have a step of 0."""
+
+    base: Dim
+    steps: tuple[Dim, ...]
+
+    @property
+    def uniform(self) -> bool:
+        return all(s == 0 for s in self.steps)
 
 
 class Editor:
@@ -29,7 +40,7 @@ class Editor:
         self.outputs = set(graph.outputs)
         self.changed = False
         self._uses: dict[str, int] = {}
-        self.affine: dict[str, Affine | None] = {}
+        self.affine: dict[str, Affine | None] = {}  # what `affine.affine` has found out
         for node in graph.nodes:
             for name in outer_names(node):
                 self._uses[name] = self._uses.get(name, 0) + 1

@@ -13,8 +13,8 @@ from ..codegen.dims import Dim, product
 from ..graph import Graph, Node, Shape
 from ..infer import symbolic
 from ..infer.registry import Site
-from .affine import Affine, affine
-from .edit import Editor
+from .affine import affine
+from .edit import Affine, Editor
 
 
 def simplify_gathers(graph: Graph) -> bool:

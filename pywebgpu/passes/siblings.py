@@ -20,7 +20,7 @@ import numpy as np
 
 from ..graph import Graph, Node, TensorType
 from ..infer.contrib import MICROSOFT
-from ..lower.registry import POINTWISE
+from ..lower.regions import POINTWISE
 
 Array = np.ndarray[Any, Any]
 

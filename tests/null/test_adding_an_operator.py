@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pywebgpu.lower.registry import LOWERINGS
+from pywebgpu.lower.engine import LOWERINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/adding-an-operator.md").read_text()

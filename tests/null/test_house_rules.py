@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -27,15 +28,27 @@ def python_files(*folders: str) -> list[Path]:
     return found
 
 
+def module_name(path: Path) -> str:
+    """`codegen` is a package inside `pywebgpu`, by a link."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts if parts[0] == "pywebgpu" else ("pywebgpu", *parts)
+    return ".".join(parts).removesuffix(".__init__")
+
+
 def imported_modules(path: Path) -> Iterator[str]:
-    """Absolute names of the modules that a file below codegen/ imports."""
-    package = ["pywebgpu", *path.relative_to(ROOT).parent.parts]
+    """Absolute names of what a library file imports: modules, each with every name taken from it,
+    since that may be a module too. Imports inside functions and for types count."""
+    package = module_name(path).split(".")
+    if path.name != "__init__.py":
+        package.pop()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
-            yield ".".join([*base, *(node.module or "").split(".")]).strip(".")
+            source = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+            yield source
+            yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
 @pytest.mark.parametrize("path", python_files("codegen"), ids=lambda p: str(p.relative_to(ROOT)))
@@ -48,6 +61,20 @@ def test_codegen_imports_only_the_standard_library_and_jinja2(path: Path) -> Non
             f"{path.relative_to(ROOT)} imports {module}; codegen may import the standard library, "
             "Jinja2 and itself"
         )
+
+
+def test_library_imports_have_no_circle() -> None:
+    files = {module_name(path): path for path in python_files("pywebgpu", "codegen")}
+    imports = {
+        name: {
+            m for m in imported_modules(path) if m in files and not f"{name}.".startswith(f"{m}.")
+        }
+        for name, path in files.items()
+    }
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"these import one another: {' -> '.join(error.args[1][::-1])}")
 
 
 def run_without(modules: tuple[str, ...], code: str) -> subprocess.CompletedProcess[str]:
