@@ -1,25 +1,30 @@
 // In which way the WebAssembly executor plays runs of one set of shapes: on how many threads, and
-// how the page learns of the end. Both are found out by trying, since other work on the machine
-// decides them as much as the model does.
+// what the page's own thread does meanwhile. Both are found out by trying, since other work on the
+// machine decides them as much as the model does.
 
 const SHORT_MS = 10; // longer runs lose nothing by the usual way
-const WATCHED_MS = 1; // in longer runs the end is not worth watching for
+const AWAKE_MS = 1; // runs that take longer let the page's thread sleep
 const SETTLING = 3; // runs of new shapes that are not compared: those of new code say little
 const ENOUGH = 3; // trials of a way before it can win
 const KEPT = 5; // the last trials of a way, and the last runs in the best one: medians count
 const MARGIN = 0.9; // of the time that another way must take to win
+const FAVOUR = 1.1; // and the page's own thread may take so much more than the best
 const FIRST_PAUSE = 2; // runs between two trials; doubles with each that promises nothing
 const LONGEST_PAUSE = 256;
 
 /**
  * @typedef {object} Way
  * @property {number} threads
- * @property {boolean} watch the page looks for the end in task after task, instead of sleeping
- *   until it is woken: quicker by some 25 microseconds where a processor is free for it
+ * @property {"sleeps" | "looks" | "plays"} page what the page's thread does during a run: sleeps until
+ *   it is woken; looks for the end in task after task, which is quicker by some 25 microseconds where
+ *   a processor is free for it; or plays the run itself, which wakes nobody
  */
 
-/** Instead of `Ways`: one thread, and nothing learnt from it. */
-export const ALONE = { next: () => ({ threads: 1, watch: false }), took: () => {} };
+/**
+ * Instead of `Ways`: always the same one, and nothing learnt from it.
+ * @param {Way} way
+ */
+export const always = (way) => ({ next: () => way, took: () => {} });
 
 /**
  * Threads wait for each other after every step, and in a small model that can cost more than the
@@ -35,10 +40,12 @@ export class Ways {
    */
   constructor(most, cores) {
     const counts = [...new Set([most, most >> 1 || 1, 1])];
+    /** @type {Way[]} */
     const [usual, ...others] = counts.flatMap((threads) => [
-      { threads, watch: false },
-      ...(threads < cores ? [{ threads, watch: true }] : []),
+      { threads, page: "sleeps" },
+      ...(threads < cores ? [/** @type {Way} */ ({ threads, page: "looks" })] : []),
     ]);
+    others.unshift({ threads: 1, page: "plays" });
     /** @type {Way} */
     this.best = usual;
     /** The others, with what each trial took over the runs before. @type {[Way, number[]][]} */
@@ -71,11 +78,22 @@ export class Ways {
     this.trial = undefined;
   }
 
-  /** The one that waits longest first. */
+  /** The next one first. */
   #worthTrying() {
     const ms = median(this.usual);
     if (ms > SHORT_MS) return [];
-    return this.others.filter(([way]) => ms <= WATCHED_MS || !way.watch);
+    return this.others.filter(([way]) => ms <= AWAKE_MS || way.page === "sleeps");
+  }
+
+  /**
+   * What a trial of the way may take of the best one's time. Whoever wakes nobody need not be woken
+   * either: where other work has the processors for a moment, such runs are delayed least, which
+   * medians of a quiet moment do not show.
+   * @param {Way} way
+   */
+  #margin({ page }) {
+    if (page === "plays") return FAVOUR;
+    return this.best.page === "plays" ? MARGIN / FAVOUR : MARGIN;
   }
 
   /**
@@ -85,14 +103,17 @@ export class Ways {
   #tried(trial, ratio) {
     const [way, ratios] = trial;
     keep(ratios, ratio);
+    const margin = this.#margin(way);
     this.others = this.others.filter((other) => other !== trial);
-    this.others.push(trial);
-    if (ratios.length >= ENOUGH && median(ratios) < MARGIN) {
+    // What promises to win is not kept waiting.
+    if (ratio < margin && ratios.length < ENOUGH) this.others.unshift(trial);
+    else this.others.push(trial);
+    if (ratios.length >= ENOUGH && median(ratios) < margin) {
       this.others = this.others.map(([other]) => [other === way ? this.best : other, []]);
       this.best = way;
       this.usual = [];
       this.pause = FIRST_PAUSE;
-    } else if (ratio < MARGIN) {
+    } else if (ratio < margin) {
       this.pause = FIRST_PAUSE;
     } else if (this.others.every(([, { length }]) => length >= ENOUGH)) {
       this.pause = Math.min(2 * this.pause, LONGEST_PAUSE);

@@ -1,6 +1,7 @@
 // The WebAssembly executor: the model's one module, played by workers so that the page's own thread
 // never waits. On a cross-origin isolated page several workers share one memory, which this thread
-// reads and writes directly; elsewhere a single worker has its own, and data travel in messages.
+// reads and writes directly, and in which it plays the shortest runs itself; elsewhere a single
+// worker has its own, and data travel in messages.
 
 import { align, evaluate, product } from "./dims.js";
 import { DeviceError } from "./errors.js";
@@ -8,7 +9,7 @@ import { relaxedSimd, simd, threadsMissing } from "./features.js";
 import { settle, walk } from "./program.js";
 import { frame, outputBytes, trialFrames } from "./shapes.js";
 import { memory as outputMemory } from "./tensor.js";
-import { ALONE, Ways } from "./wasm-ways.js";
+import { always, Ways } from "./wasm-ways.js";
 
 /** @typedef {import("./bundle.js").Bundle} Bundle */
 /** @typedef {import("./bundle.js").Manifest} Manifest */
@@ -28,7 +29,8 @@ const READ_SLACK = 64;
 const PAGE = 65536;
 const MAX_PAGES = 65536;
 const MAX_THREADS = 8; // more threads wait for each other longer than they help; at most 15
-const WATCH_MS = 1; // so long the page itself looks for a run's end before it waits to be woken
+const LOOK_MS = 1; // so long the page itself looks for a run's end before it waits to be woken
+const MOST_PLAYED_MS = 2; // runs that the page plays one after the other before it does other things
 
 // Warm-up: at least so long, at most so long once the weights are there, and at most so long.
 const SETTLED_MS = 20;
@@ -110,8 +112,18 @@ export class WasmHost {
     this.noThreads = threadsMissing();
     const wanted = Math.min(threads ?? navigator.hardwareConcurrency ?? 1, MAX_THREADS);
     this.threads = this.noThreads === null ? Math.max(1, wanted) : 1;
-    /** Of the page, to take turns with itself. @type {MessageChannel | undefined} */
-    this.turn = undefined;
+    /** Of the page, to take turns with itself: the messages under way. @type {(() => void)[]} */
+    this.tasks = [];
+    this.turn = new MessageChannel();
+    this.turn.port1.onmessage = () => this.tasks.shift()?.();
+    /** So long the page has played runs itself since it could do other things. */
+    this.playedMs = 0;
+    /** It can, once it has played for long. */
+    this.otherTasks = Promise.resolve();
+    /** @type {WebAssembly.Module | null} */
+    this.module = null;
+    /** The same on the page's own thread, once needed. @type {WebAssembly.Instance | null} */
+    this.own = null;
     /** @type {((error: DeviceError) => void)[]} */
     this.onDeath = [];
     /** @type {Worker[]} */
@@ -201,7 +213,7 @@ export class WasmHost {
     await Promise.all([weights, warm]);
     // Once by all threads, which find their processors and the weights: the code is optimised, but
     // so far the first thread may have run alone. Two on one processor take twice as long.
-    const all = { next: () => ({ threads: this.threads, watch: false }), took: () => {} };
+    const all = always({ threads: this.threads, page: "sleeps" });
     if (this.trialMs < WARMUP_MS) await this.run(order[0], this.#zeros(order[0]), all);
     return this;
   }
@@ -271,6 +283,8 @@ export class WasmHost {
 
   /** @param {WebAssembly.Module} module */
   async #start(module) {
+    this.module = module;
+    this.own = null;
     const ready = this.#messages(this.threads);
     const tell = !("waitAsync" in Atomics);
     const { memory } = this;
@@ -346,6 +360,7 @@ export class WasmHost {
    * @param {() => boolean} arrived
    */
   async #warmUp(trials, arrived) {
+    const alone = always({ threads: 1, page: "sleeps" });
     const start = performance.now();
     for (const [i, trial] of trials.entries()) {
       const inputs = this.#zeros(trial);
@@ -354,7 +369,7 @@ export class WasmHost {
       const times = [];
       for (let now = performance.now(); ; ) {
         // One thread leaves the other processors to the download; the code is the same for all.
-        await this.run(trial, inputs, arrived() ? null : ALONE);
+        await this.run(trial, inputs, arrived() ? null : alone);
         const end = performance.now();
         times.push(end - now);
         now = end;
@@ -458,13 +473,10 @@ export class WasmHost {
       const content = new Uint8Array(buffer, byteOffset, byteLength);
       new Uint8Array(memory.buffer, address, byteLength).set(content);
     }
-    const words = new Int32Array(memory.buffer, 0, 64);
-    const told = "waitAsync" in Atomics ? null : this.#messages(1);
     const way = ways.next();
     const start = performance.now();
-    Atomics.store(words, HOST_DONE, 0);
-    this.#call(words, way.threads, way.threads);
-    await (told ?? this.#allDone(words, way));
+    if (way.page === "plays") await this.#playHere(memory);
+    else await this.#playThere(new Int32Array(memory.buffer, 0, 64), way);
     if (this.dead) throw this.dead;
     ways.took(performance.now() - start);
     return reads.map(([address, bytes]) => {
@@ -476,12 +488,43 @@ export class WasmHost {
   }
 
   /**
+   * On the page's own thread. Runs that follow each other leave it time for other things now and then.
+   * @param {WebAssembly.Memory} memory
+   */
+  async #playHere(memory) {
+    try {
+      const module = /** @type {WebAssembly.Module} */ (this.module);
+      this.own ??= await WebAssembly.instantiate(module, { env: { memory } });
+      await this.otherTasks;
+      const start = performance.now();
+      /** @type {any} */ (this.own.exports).run(0, 1);
+      this.playedMs += performance.now() - start;
+    } catch (error) {
+      this.#die("the module failed", String(error));
+    }
+    if (this.playedMs < MOST_PLAYED_MS) return;
+    this.playedMs = 0;
+    this.otherTasks = this.#task();
+  }
+
+  /**
+   * @param {Int32Array} words
+   * @param {import("./wasm-ways.js").Way} way
+   */
+  async #playThere(words, way) {
+    const told = "waitAsync" in Atomics ? null : this.#messages(1);
+    Atomics.store(words, HOST_DONE, 0);
+    this.#call(words, way.threads, way.threads);
+    await (told ?? this.#allDone(words, way));
+  }
+
+  /**
    * Looks at and waits on the memory itself: 20 microseconds less than a message takes.
    * @param {Int32Array} words
    * @param {import("./wasm-ways.js").Way} way
    */
-  async #allDone(words, { threads, watch }) {
-    const until = watch ? performance.now() + WATCH_MS : 0;
+  async #allDone(words, { threads, page }) {
+    const until = page === "looks" ? performance.now() + LOOK_MS : 0;
     while (Atomics.load(words, HOST_DONE) < threads && performance.now() < until) await this.#task();
     for (let count = 0; (count = Atomics.load(words, HOST_DONE)) < threads; ) {
       await Atomics.waitAsync(words, HOST_DONE, count).value;
@@ -490,11 +533,9 @@ export class WasmHost {
 
   /** Let the page do what else there is. @returns {Promise<void>} */
   #task() {
-    this.turn ??= new MessageChannel();
-    const { port1, port2 } = this.turn;
     return new Promise((resolve) => {
-      port1.onmessage = () => resolve();
-      port2.postMessage(null);
+      this.tasks.push(resolve);
+      this.turn.port2.postMessage(null);
     });
   }
 
@@ -512,13 +553,15 @@ export class WasmHost {
 
   release() {
     for (const worker of this.workers) worker.terminate();
+    this.turn.port1.close();
+    for (const go of this.tasks.splice(0)) go();
     if (this.memory) {
       // Whoever waits for the terminated workers wakes up and finds the session dead.
       const words = new Int32Array(this.memory.buffer, 0, 64);
       Atomics.store(words, HOST_DONE, this.threads);
       Atomics.notify(words, HOST_DONE);
     }
-    this.memory = null;
+    this.memory = this.own = null;
     this.dead ??= new DeviceError("the session has been released", { where: "wasm" });
     for (const reject of this.onDeath.splice(0)) reject(this.dead);
   }
