@@ -155,6 +155,14 @@ signed, and a sum of two products of i8 and 7-bit numbers stays in 16 bits: ever
 the same integers. The other operand, the weights, keeps all 8 bits.
 """
 
+GROUP_MAX = (1 << 15) // (ACTIVATION_MAX + 1)
+"""What four weights of a column of an int8 product may add up to, the positive ones and the
+negative ones by themselves: those at k = 8 j + (0, 1, 4, 5), and at 8 j + (2, 3, 6, 7).
+
+The products of four with 7-bit numbers then fit 16 bits together, and a kernel adds those of two
+steps of the dot product before it goes on in 32 bits.
+"""
+
 
 def int8_panel_bytes(k: int) -> int:
     """Bytes of one int8 panel: K rounded up to 4, eight columns; then scales and sums."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .codegen.spec import PANEL
+from .codegen.spec import GROUP_MAX, PANEL
 
 Array = NDArray[Any]
 
@@ -62,12 +62,71 @@ def quantise_columns(matrix: Array) -> tuple[Array, Array]:
     return np.clip(np.rint(matrix / step), -127, 127).astype(np.int8), scale
 
 
+_STRETCH = (1.0, 1.03, 1.06, 1.1, 1.15, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0)
+"""Of a column's scale, where its weights would come to more than `GROUP_MAX`."""
+
+
+def quantise_weights(matrix: Array) -> tuple[Array, Array]:
+    """The same for a product: four weights that are added up in 16 bits keep to `GROUP_MAX`.
+
+    In a column where some would not, they are made smaller, with the scale or a larger one,
+    whichever leaves the least square error.
+    """
+    weights, scale = quantise_columns(matrix)
+    over = _outside(weights).any(axis=(-3, -2))
+    if not over.any():
+        return weights, scale
+    columns = np.swapaxes(matrix, -1, -2)[over].T.astype(np.float32)  # K x what there is of them
+    best = np.full(columns.shape[1], np.inf)
+    found, scales = np.zeros(columns.shape, np.int8), np.zeros(columns.shape[1], np.float32)
+    for stretch in _STRETCH:
+        step = scale[over] * np.float32(stretch)
+        tried = _limit(np.rint(columns / step).astype(np.int32))
+        error = ((columns - tried * step) ** 2).sum(axis=0)
+        better = error < best
+        best = np.where(better, error, best)
+        found, scales = np.where(better, tried, found), np.where(better, step, scales)
+    np.swapaxes(weights, -1, -2)[over] = found.T
+    scale[over] = scales
+    return weights, scale
+
+
+def _groups(weights: Array) -> Array:
+    """(..., K, N) as (..., J, 2, 2, 2, N): axes -4 and -2 are those of a group of four."""
+    *lead, k, n = weights.shape
+    eights = -(-k // 8)
+    padded = np.zeros((*lead, eights * 8, n), np.int32)
+    padded[..., :k, :] = weights
+    return padded.reshape(*lead, eights, 2, 2, 2, n)
+
+
+def _outside(weights: Array) -> NDArray[np.bool_]:
+    """Of each group of (..., K, N), is it past `GROUP_MAX`? (..., J, 2, N)"""
+    groups = _groups(weights)
+    above, below = (np.maximum(sign * groups, 0).sum(axis=(-4, -2)) for sign in (1, -1))
+    outside: NDArray[np.bool_] = np.maximum(above, below) > GROUP_MAX
+    return outside
+
+
+def _limit(weights: Array) -> Array:
+    """K x N weights, nearest ones that keep to `GROUP_MAX`: of what is too much, each of a group
+    gives the same."""
+    groups = _groups(weights)
+    for sign in (1, -1):
+        part = np.maximum(sign * groups, 0)
+        while (excess := part.sum(axis=(-4, -2), keepdims=True) - GROUP_MAX).max(initial=0) > 0:
+            each = -(-excess // np.maximum((part > 0).sum(axis=(-4, -2), keepdims=True), 1))
+            part = np.maximum(part - np.maximum(each, 0), 0)
+        groups = np.where(sign * groups > 0, sign * part, groups)
+    return groups.reshape(-1, weights.shape[1])[: len(weights)]
+
+
 def pack_int8_panels(matrix: Array) -> Array:
     """A K x N float matrix as int8 panels, flat i8: the layout that `codegen.spec.Matmul` gives.
 
     Leading axes, if any, are kept: (..., K, N) gives (..., bytes).
     """
-    weights, scale = quantise_columns(matrix)
+    weights, scale = quantise_weights(matrix)
     return pack_int8_quantised(weights, scale)
 
 

@@ -3,8 +3,9 @@
 A row record in scratch is 16 bytes (f32 scale, then the zero point) and then the row's numbers.
 With relaxed SIMD they are bytes, and four of them meet four weights of each of four columns in one
 `relaxed_dot`; its sums of two products cannot leave 16 bits, whatever the engine, because one side
-has 7 bits (see `spec.ACTIVATION_MAX`). Without, they are 16-bit numbers, weights are widened as
-they are loaded, and `dot_i16x8` does the rest: the same integers.
+has 7 bits (see `spec.ACTIVATION_MAX`), and neither can the sum of two of those, because the weights
+are chosen so (`spec.GROUP_MAX`): a step to 32 bits serves four products. Without, they are 16-bit
+numbers, weights are widened as they are loaded, and `dot_i16x8` does the rest: the same integers.
 """
 
 from __future__ import annotations
@@ -59,9 +60,11 @@ class Tile:
 
     def registers(self, relaxed: bool) -> int:
         """Vector registers that the inner loop keeps alive."""
-        vectors = self.columns // 4 if relaxed else self.columns // 2
-        loaded = vectors if self.rows > 1 else 1
-        return self.rows * vectors + loaded + (3 if relaxed else 2)
+        vectors = self.columns // 4
+        loaded = 2 * vectors if self.rows > 1 else 1
+        if relaxed:  # columns, numbers of the row and products of two steps at a time, and the ones
+            return self.rows * vectors + loaded + 4
+        return 2 * self.rows * vectors + loaded + 2
 
 
 TILES = tuple(
@@ -100,8 +103,9 @@ class Core:
         each = 1 if self.relaxed else 2
         self.acc = [[f.local(V128) for _ in range(vectors)] for _ in rows]
         self.high = [[f.local(V128) for _ in range(vectors)] for _ in rows] if each == 2 else []
-        self.columns = [f.local(V128) for _ in range(vectors * each)]
-        self.spread, self.ones = f.local(V128), f.local(V128)
+        together = 2 if self.relaxed else 1
+        self.columns = [f.locals(V128, vectors * each) for _ in range(together)]
+        self.spreads, self.ones = f.locals(V128, 2), f.local(V128)
         self.fresh: set[Local] = set()
         """Accumulators whose first sums need not be added to a zero."""
 
@@ -138,53 +142,62 @@ class Core:
         self._finish(moved)
 
     def _steps(self, first: int, count: int) -> None:
+        """Steps of four of K; of bytes two at a time, so long as there are two."""
         f = self.f
-        for quad in range(first, first + count):
-            at = quad * 4 * PANEL
+        together = 2 if self.relaxed else 1
+        for at in range(first, first + count, together):
+            quads = range(at, min(at + together, first + count))
             if len(self.rows) > 1:
-                self._load_columns(at)
+                for quad, columns in zip(quads, self.columns, strict=False):
+                    for i, column in enumerate(columns):
+                        f.get(self.b)
+                        self._load(i, quad)
+                        f.set(column)
             for r, (pointer, offset) in enumerate(self.rows):
-                f.get(pointer)
-                place = offset + HEADER + quad * 4 * self.width
-                (f.v128_load32_splat if self.relaxed else f.v128_load64_splat)(place)
-                f.set(self.spread)
+                for quad, spread in zip(quads, self.spreads, strict=False):
+                    f.get(pointer)
+                    place = offset + HEADER + quad * 4 * self.width
+                    (f.v128_load32_splat if self.relaxed else f.v128_load64_splat)(place)
+                    f.set(spread)
                 for v in range(len(self.vectors)):
-                    self._multiply(r, v, at)
+                    if self.relaxed:
+                        self._multiply_bytes(r, v, quads)
+                    else:
+                        self._multiply_words(r, v, at)
 
-    def _load_columns(self, at: int) -> None:
-        f = self.f
-        for i, column in enumerate(self.columns):
-            f.get(self.b)
-            self._load(i, at)
-            f.set(column)
-
-    def _load(self, i: int, at: int) -> None:
+    def _load(self, i: int, quad: int) -> None:
         """[address] -> the weights of column vector `i`, or of half of one."""
+        at = quad * 4 * PANEL
         if self.relaxed:
             self.f.v128_load(self.vectors[i] + at)
         else:
             self.f.v128_load8x8_s(self.vectors[i // 2] + 8 * (i % 2) + at)
 
-    def _column(self, i: int, at: int) -> None:
+    def _column(self, i: int, quad: int, number: int) -> None:
         if len(self.rows) > 1:
-            self.f.get(self.columns[i])
+            self.f.get(self.columns[number][i])
         else:
             self.f.get(self.b)
-            self._load(i, at)
+            self._load(i, quad)
 
-    def _multiply(self, r: int, v: int, at: int) -> None:
+    def _multiply_bytes(self, r: int, v: int, quads: range) -> None:
+        """Sums of two steps are added in 16 bits, which the weights see to (`spec.GROUP_MAX`)."""
         f = self.f
-        if self.relaxed:
-            self._column(v, at)
-            f.get(self.spread)
+        for number, quad in enumerate(quads):
+            self._column(v, quad, number)
+            f.get(self.spreads[number])
             f.i16x8_relaxed_dot_i8x16_i7x16_s()
-            f.get(self.ones)
-            f.i32x4_dot_i16x8_s()
-            self._add(self.acc[r][v])
-            return
+            if number:
+                f.i16x8_add()
+        f.get(self.ones)
+        f.i32x4_dot_i16x8_s()
+        self._add(self.acc[r][v])
+
+    def _multiply_words(self, r: int, v: int, quad: int) -> None:
+        f = self.f
         for half, accs in enumerate((self.acc, self.high)):
-            self._column(2 * v + half, at)
-            f.get(self.spread)
+            self._column(2 * v + half, quad, 0)
+            f.get(self.spreads[0])
             f.i32x4_dot_i16x8_s()
             self._add(accs[r][v])
 
@@ -222,7 +235,7 @@ class Core:
             for local, load in zip(columns[v], (self._scales, self._sums), strict=True):
                 load(tail, v)
                 f.set(local)
-        scale, zero = self.columns[0], self.spread
+        scale, zero = self.columns[0][0], self.spreads[0]
         for (pointer, offset), accs in zip(self.rows, self.acc, strict=True):
             header = f.value(pointer + (offset - back))
             f.v128_load32_splat(addr=header)
@@ -348,11 +361,11 @@ def quantise_row(module: Module, counts: Sequence[int], run: int) -> Function:
                 op()
                 f.set(local)
         (high, _), (low, _) = best
-        scale, inverse, shift = _parameters(f, high, low, in_floats(prod(counts) * run))
+        scale, *rounding = _parameters(f, high, low, in_floats(prod(counts) * run))
         f.store(target, scale)
         to = f.value(target + HEADER)
         with _runs(f, source, counts, strides) as at:
-            _quantise(f, at, to, run, inverse, shift)
+            _quantise(f, at, to, run, *rounding)
 
     name = "x".join(map(str, (*counts, run)))
     return module.helper(f"quantise_{name}", [I32] * (2 + len(counts)), [], build)
@@ -410,10 +423,12 @@ def _mask(f: Function, lanes: int) -> None:
         f.v128_and()
 
 
-def _parameters(f: Function, high: Local, low: Local, floats: bool) -> tuple[Local, Local, Local]:
-    """Locals: [scale, zero point, -, -] to be stored, 1 / scale, and what makes a rounded float's
-    bits the number. floats: the zero point is stored as a float."""
-    scale, inverse, zero, stored = f.locals(V128, 4)
+def _parameters(
+    f: Function, high: Local, low: Local, floats: bool
+) -> tuple[Local, Local, Local, Local]:
+    """Locals: [scale, zero point, -, -] to be stored, 1 / scale, what makes a rounded float's
+    bits the number, and `_MAGIC`. floats: the zero point is stored as a float."""
+    scale, inverse, shift, stored, magic = f.locals(V128, 5)
     f.get(low, low)
     f.push(31)
     f.i32x4_shr_s()
@@ -430,16 +445,21 @@ def _parameters(f: Function, high: Local, low: Local, floats: bool) -> tuple[Loc
     f.f32x4_gt()
     f.v128_and()
     f.set(inverse)
+    # 1.5 * 2^23 - low * inverse, the zero point in its low bits, rounded as it was added.
+    # A splat, since engines make a vector constant anew wherever it is used.
+    f.f32_const(_MAGIC)
+    f.f32x4_splat()
+    f.tee(magic)
     f.get(low, inverse)
     f.f32x4_mul()
-    f.f32x4_neg()
-    f.f32x4_nearest()
+    f.f32x4_sub()
     f.tee(stored)
-    f.i32x4_trunc_sat_f32x4_s()
-    f.set(zero)
-    if not floats:
-        f.get(zero)
-        f.set(stored)
+    f.i32x4_const(2 * _MAGIC_BITS)
+    f.i32x4_sub()
+    f.set(shift)
+    f.get(stored, magic)
+    (f.f32x4_sub if floats else f.i32x4_sub)()
+    f.set(stored)
     # An infinite range becomes NaN: inf - inf.
     f.get(high, high, high)
     f.f32x4_sub()
@@ -449,24 +469,17 @@ def _parameters(f: Function, high: Local, low: Local, floats: bool) -> tuple[Loc
     f.get(stored)
     f.i32x4_shuffle(0, 4, 0, 4)
     f.set(scale)
-    f.get(zero)
-    f.i32x4_const(_MAGIC_BITS)
-    f.i32x4_sub()
-    f.set(zero)
-    return scale, inverse, zero
+    return scale, inverse, shift, magic
 
 
-def _quantise(f: Function, at: Local, to: Local, run: int, inverse: Local, shift: Local) -> None:
+def _quantise(
+    f: Function, at: Local, to: Local, run: int, inverse: Local, shift: Local, magic: Local
+) -> None:
     """Write the numbers of a run from `at` to `to`, and move both."""
-    wide, magic = width(f.module), f.local(V128)
-    # A splat, since engines make a vector constant anew wherever it is used.
-    f.f32_const(_MAGIC)
-    f.f32x4_splat()
-    f.set(magic)
+    wide, last = width(f.module), f.local(V128)
 
-    def whole(first: int, lanes: int) -> None:
+    def whole(first: int) -> None:
         f.v128_load(addr=at + 4 * first)
-        _mask(f, lanes)
         f.get(inverse)
         f.f32x4_mul()
         f.get(magic)
@@ -474,25 +487,31 @@ def _quantise(f: Function, at: Local, to: Local, run: int, inverse: Local, shift
         f.get(shift)
         f.i32x4_add()
 
+    def twice(lanes: int, half: int, part: Callable[[int, int], None], first: int) -> None:
+        """Two parts, or the first again: what is past a run belongs to the next one, or the next
+        row's record, and is written over; at the end of a record it meets weights of 0."""
+        part(first, lanes)
+        if lanes > half:
+            part(first + half, lanes - half)
+        else:
+            f.tee(last)
+            f.get(last)
+
     def pair(first: int, lanes: int) -> None:
-        whole(first, lanes)
-        whole(first + 4, lanes - 4)
+        twice(lanes, 4, lambda first, _: whole(first), first)
         f.i16x8_narrow_i32x4_s()
         if wide == 2:
             f.i32x4_const(ACTIVATION_MAX << 16 | ACTIVATION_MAX)
             f.i16x8_min_s()
 
     def store(first: int, lanes: int) -> None:
-        """16 numbers; those past `lanes` are written too, as what 0 becomes: the next run, or the
-        next row's record, is written over them."""
         if wide == 1:
             f.push(to)
-            pair(first, lanes)
-            pair(first + 8, lanes - 8)
+            twice(lanes, 8, pair, first)
             f.i8x16_narrow_i16x8_s()
             f.v128_store(first)
         else:
-            for half in (0, 8):
+            for half in range(0, lanes, 8):
                 f.push(to)
                 pair(first + half, lanes - half)
                 f.v128_store(2 * (first + half))
