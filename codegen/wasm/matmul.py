@@ -6,7 +6,8 @@ cache while the rows of the block pass. Threads take equal shares of that list: 
 divide the columns, with many the rows, since blocks are then cut so that each thread has its own.
 
 A tile that would hang over the last row or panel is moved back instead, and computes some results
-twice: one inner function then serves all of a product with at least `rows` rows.
+twice: one inner function then serves all of a product with at least `rows` rows. Tall tiles have
+shorter ones take their place at the end, so that at most one row is computed twice.
 """
 
 from __future__ import annotations
@@ -66,6 +67,10 @@ OWN_ROWS = 24
 """With as many rows a thread takes some of its own; with fewer, threads divide the columns, since
 each of them reads all of B otherwise."""
 
+TALL = 6
+"""From as many rows on, the last tiles are `SHORTER` by so many rows where that fits better."""
+SHORTER = 2
+
 LEAST_MULTIPLICATIONS = 400_000
 """Of a part of a thread's share: some 15 microseconds."""
 
@@ -95,7 +100,7 @@ def space(spec: Matmul, caps: WasmCaps) -> list[Knobs]:
             found[tile] = None
     tiles = list(found) or [Tile(max(1, min(rows or 1, 4)), 1, 4)]
     if rows is not None:
-        tiles.sort(key=lambda t: t.cost(rows))
+        tiles.sort(key=lambda t: _cost(t, rows))
     ways = _ways(spec)
     found_knobs = [
         Knobs(t.rows, t.panels, t.unroll, _block(spec, direct), direct)
@@ -105,6 +110,16 @@ def space(spec: Matmul, caps: WasmCaps) -> list[Knobs]:
     if _deep(spec):
         found_knobs = _blocked(spec, caps, found_knobs)
     return found_knobs[:16]
+
+
+def _cost(tile: Tile, rows: int) -> float:
+    """Of so many rows, with short tiles at their end (see `_Emitter._short`)."""
+    few = min(-rows % tile.rows // SHORTER, -(-rows // tile.rows) - 1)
+    if tile.rows < TALL or few < 1:
+        return tile.cost(rows)
+    short = replace(tile, rows=tile.rows - SHORTER)
+    count = -(-rows // tile.rows) - few
+    return tile.cost(count * tile.rows) + short.cost(few * short.rows)
 
 
 def _is_int8(spec: Matmul) -> bool:
@@ -199,7 +214,9 @@ class _Emitter:
         self.variants = self._variants()
         self.parts = self._parts()
         rows = max(v.rows for v in self.variants)
-        self.block_tiles = max(1, knobs.block // rows)
+        # So many rows before the end the first of the short tiles begins, at most.
+        self.last_rows = max(rows, (rows - 1) // SHORTER * (rows - SHORTER))
+        self.block_tiles = max(-(-self.last_rows // rows), knobs.block // rows)
         self.block_rows = self.block_tiles * rows
         self.epilogue = Epilogue(module, spec, spec.n)
         dump = max(v.rows * v.columns * 4 for v in self.variants)
@@ -245,13 +262,13 @@ class _Emitter:
     # -- the tile ---------------------------------------------------------------------------------
 
     def _tile(self, tile: Tile) -> Function:
-        """(frame, A's row 0, B's panel, first row, tiles, first column, dump, batch...)."""
+        """(frame, A's row 0, B's panel, first tile, tiles, first column, dump, batch...)."""
         spec = self.spec
         f = self.module.function(
             f"matmul_{tile.rows}x{tile.columns}", Frame.types(spec, 6 + self.rank)
         )
-        frame, (a, b, row, count, n0, dump, *batch) = Frame.inner(spec, f)
-        k = f.hold(size(spec.k, frame.args))
+        frame, (a, b, first, count, n0, dump, *batch) = Frame.inner(spec, f)
+        m, k = (f.hold(size(d, frame.args)) for d in (spec.m, spec.k))
         stride: IntLike
         if self.pack_a:
             stride = f.hold(affine(size(self.row_pitch, frame.args)) * 4)
@@ -261,6 +278,31 @@ class _Emitter:
         i, m0, b_now, c, ahead, seen = f.locals(I32, 6)
         f.zero(seen)
         parts = self.parts if tile == self.variants[0] else []
+        short = self._short(tile)
+        all_tiles = f.hold((affine(m) + (tile.rows - 1)) // tile.rows)
+        whole = all_tiles if short is None else self._whole(f, tile, m, all_tiles)
+
+        def one(of: Tile, run: IntLike, from_k: IntLike, last: bool) -> None:
+            """Add `run` of K to the tile that begins with row `m0`."""
+            base = f.value(a + affine(m0) * stride + affine(from_k) * 4)
+            rows = [(base, 0)]
+            for r in range(1, of.rows):
+                if isinstance(stride, int):
+                    rows.append((base, r * stride))
+                else:
+                    rows.append((f.value(rows[-1][0] + stride), 0))
+            f.assign(b_now, b + affine(panels.row) * from_k)
+            core = Core(f, of, rows, b_now, panels, self.integer)
+            if parts:
+                self._sums(f, core, c, load=True)
+            else:
+                core.clear()
+            core.run(run)
+            if last:
+                at: list[list[IntLike]] = [[*batch, m0 + r] for r in range(of.rows)]
+                self.epilogue.store_tile(f, frame, core.acc, at, n0, n0, dump)
+            else:
+                self._sums(f, core, c, load=False)
 
         def tiles(run: IntLike, from_k: IntLike, last: bool) -> None:
             """Add `run` of K to all tiles, from `from_k` on."""
@@ -275,29 +317,22 @@ class _Emitter:
                     f.set(seen)
                 if lines:
                     f.assign(ahead, ahead + 64 * lines)
-                f.assign(m0, row + i * tile.rows)
-                if not (isinstance(spec.m, int) and spec.m % tile.rows == 0):
-                    f.assign(m0, imin(m0, f.hold(affine(size(spec.m, frame.args)) - tile.rows)))
-                with f.scope():
-                    base = f.value(a + affine(m0) * stride + affine(from_k) * 4)
-                    rows = [(base, 0)]
-                    for r in range(1, tile.rows):
-                        if isinstance(stride, int):
-                            rows.append((base, r * stride))
-                        else:
-                            rows.append((f.value(rows[-1][0] + stride), 0))
-                    f.assign(b_now, b + affine(panels.row) * from_k)
-                    core = Core(f, tile, rows, b_now, panels, self.integer)
-                    if parts:
-                        self._sums(f, core, c, load=True)
-                    else:
-                        core.clear()
-                    core.run(run)
-                    if last:
-                        at: list[list[IntLike]] = [[*batch, m0 + r] for r in range(tile.rows)]
-                        self.epilogue.store_tile(f, frame, core.acc, at, n0, n0, dump)
-                    else:
-                        self._sums(f, core, c, load=False)
+                f.assign(m0, (first + i) * tile.rows)
+                if not (isinstance(m, int) and m % tile.rows == 0):
+                    f.assign(m0, imin(m0, f.hold(affine(m) - tile.rows)))
+                if short is None:
+                    with f.scope():
+                        one(tile, run, from_k, last)
+                else:
+                    f.push(first + i, whole)
+                    f.i32_lt_s()
+                    with f.if_():
+                        with f.scope():
+                            one(tile, run, from_k, last)
+                        f.else_()
+                        with f.scope():
+                            f.assign(m0, affine(m) - (affine(all_tiles) - first - i) * short.rows)
+                            one(short, run, from_k, last)
                 if parts:
                     f.assign(c, c + tile.rows * tile.columns * 4)
 
@@ -317,6 +352,22 @@ class _Emitter:
         f.push(seen)
         f.i32_store()
         return f
+
+    def _short(self, tile: Tile) -> Tile | None:
+        """What takes the place of the last few tiles, so that hardly a row is computed twice."""
+        if tile.rows < TALL or (
+            isinstance(self.spec.m, int) and -self.spec.m % tile.rows < SHORTER
+        ):
+            return None
+        return Tile(tile.rows - SHORTER, tile.panels, tile.unroll)
+
+    @staticmethod
+    def _whole(f: Function, tile: Tile, m: IntLike, tiles: IntLike) -> IntLike:
+        """How many of all tiles are not short: each short one takes back some of what the tiles
+        reach beyond the last row. The first is whole."""
+        beyond = affine(tiles) * tile.rows - m
+        few = f.hold(affine(beyond) // SHORTER)
+        return f.hold(imax(f.hold(affine(tiles) - few), 1))
 
     def _ahead(
         self, f: Function, frame: Frame, tile: Tile, b: Local, n0: Local,
@@ -402,8 +453,8 @@ class _Emitter:
                 count = f.value(imin(here, remaining))
                 coordinates = self._coordinates(f, at, batch)
                 first = f.value(affine(block) * in_blocks)
-                row = f.value((first + tile) * rows)
-                self._call(f, frame, tiles, rows, scratch, coordinates, first, row, count, group,
+                f.assign(tile, first + tile)
+                self._call(f, frame, tiles, rows, scratch, coordinates, first, tile, count, group,
                            (m, n, k), (at, block, packed_a, packed_b))  # fmt: skip
                 f.assign(start, start + count)
             f.push(start, end)
@@ -466,10 +517,11 @@ class _Emitter:
 
     def _call(
         self, f: Function, frame: Frame, tiles: list[Function], rows: IntLike, scratch: Local,
-        coordinates: list[IntLike], first: Local, row: Local, count: Local, group: Local,
+        coordinates: list[IntLike], first: Local, tile: Local, count: Local, group: Local,
         sizes: tuple[IntLike, IntLike, IntLike], state: tuple[IntLike, IntLike, Local, Local],
     ) -> None:  # fmt: skip
-        """Bring A and B into place and run `count` tiles of one group of panels."""
+        """Bring A and B into place and run `count` tiles of one group of panels, from number `tile`
+        on; the block begins with number `first`."""
         spec, args = self.spec, frame.args
         m, n, k = sizes
         at, block, packed_a, packed_b = state
@@ -477,9 +529,9 @@ class _Emitter:
         if self.pack_a:
             self._pack_a(f, frame, a, first, rows, m, k, (at, block, packed_a), scratch)
 
-        def call(tile: Tile, function: Function) -> None:
-            columns = tile.columns
-            last = f.hold((affine(size(self.panels, args)) - tile.panels) * PANEL)
+        def call(shape: Tile, function: Function) -> None:
+            columns = shape.columns
+            last = f.hold((affine(size(self.panels, args)) - shape.panels) * PANEL)
             n0 = f.value(group * columns)
             f.assign(n0, imin(n0, last))
             if spec.b is None:
@@ -487,18 +539,18 @@ class _Emitter:
             else:
                 b = f.value(offset_of(frame.operands[1], spec.b, [*coordinates, 0, n0], args))
             if self.pack_b:
-                self._pack_b(f, frame, b, tile, n0, n, k, (at, group, packed_b), scratch)
-            f.push(*frame.all, a, b, row, count, n0, scratch, *coordinates)
+                self._pack_b(f, frame, b, shape, n0, n, k, (at, group, packed_b), scratch)
+            f.push(*frame.all, a, b, tile, count, n0, scratch, *coordinates)
             f.call(function)
 
         if len(tiles) == 1:
             call(self.variants[0], tiles[0])
             return
-        for tile, function in zip(self.variants, tiles, strict=True):
-            f.push(rows, tile.rows)
+        for shape, function in zip(self.variants, tiles, strict=True):
+            f.push(rows, shape.rows)
             f.i32_eq()
             with f.if_(), f.scope():
-                call(tile, function)
+                call(shape, function)
 
     def _pack_a(
         self, f: Function, frame: Frame, a: Local, first: Local, rows: IntLike, m: IntLike,
@@ -509,9 +561,10 @@ class _Emitter:
         spec, args = self.spec, frame.args
         target = f.value(scratch + size(self.a_at, args))
         pitch = f.hold(affine(size(self.row_pitch, args)) * 4)
-        # The last tile may be moved back to before the block's first row.
+        # The last tiles may be moved back to before the block's first row.
         begin = f.value(first * rows)
-        f.assign(begin, imin(begin, f.hold(affine(m) - rows)))
+        f.assign(begin, imin(begin, f.hold(affine(m) - self.last_rows)))
+        f.assign(begin, imax(begin, 0))
         key = f.value(affine(at) * 0x10000 + block)
         f.push(packed, key)
         f.i32_ne()
@@ -611,11 +664,11 @@ class _Int8Emitter(_Emitter):
         f = self.module.function(
             f"matmul_int8_{tile.rows}x{tile.columns}", Frame.types(spec, 6 + self.rank)
         )
-        frame, (a, b, row, count, n0, dump, *_) = Frame.inner(spec, f)
+        frame, (a, b, first, count, n0, dump, *_) = Frame.inner(spec, f)
         bytes_tile = int8.Tile(tile.rows, tile.panels, tile.unroll)
         i, m0, b_now = f.locals(I32, 3)
         with f.loop_range(i, 0, count):
-            f.assign(m0, row)
+            f.assign(m0, (first + i) * tile.rows)
             if not (isinstance(spec.m, int) and spec.m % tile.rows == 0):
                 f.assign(m0, imin(m0, f.hold(affine(size(spec.m, frame.args)) - tile.rows)))
             with f.scope():
@@ -626,7 +679,6 @@ class _Int8Emitter(_Emitter):
                 core.run()
                 at: list[list[IntLike]] = [[m0 + r] for r in range(tile.rows)]
                 self.epilogue.store_tile(f, frame, core.acc, at, n0, n0, dump)
-            f.assign(row, row + tile.rows)
         return f
 
     def _pack_a(

@@ -8,6 +8,7 @@ relative to the largest output covers it with room.
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,29 @@ def test_packed_constant(executor: str, m: int, n: int, k: int, dynamic: bool) -
 )
 def test_deep_products_are_cut(executor: str, m: int, n: int, k: int, dynamic: bool) -> None:
     check_packed(executor, m, n, k, dynamic, EPILOGUES["bias and relu"])
+
+
+@pytest.mark.parametrize("executor", executors("wasm"))
+@pytest.mark.parametrize("m", [*range(6, 24), 128])
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("k", [5, 600])
+def test_any_number_of_rows_is_made_of_tall_and_short_tiles(
+    executor: str, m: int, dynamic: bool, k: int
+) -> None:
+    """With A copied and in blocks of the fewest rows, too."""
+    rng = np.random.default_rng()
+    spec = packed(symbol("a0") if dynamic else m, 12, k, sc.acc())
+    default = next(knobs for knobs in space(executor, spec) if knobs.rows >= 6)
+    candidates = [
+        replace(default, pack=pack, block=block, depth=depth)
+        for pack, block, depth in ((False, 64, 0), (True, 6, 0), (True, 12, 256), (False, 48, 128))
+    ]
+    operands = [normal(rng, m, k), pack_panels(normal(rng, k, 12)), normal(rng, 12)]
+    size = max(1.0, k**0.5 * 5)
+    check(
+        executor, spec, operands, [m], m * 12, rtol=1e-5, atol=K_EPS * (k + 8) * size,
+        candidates=candidates,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("executor", executors())
