@@ -135,13 +135,13 @@ def _deep(spec: Matmul) -> bool:
 
 
 def _blocked(spec: Matmul, caps: WasmCaps, plain: list[Knobs]) -> list[Knobs]:
-    """`plain` with K cut, larger blocks (A then streams from the second-level cache or the next)
-    and packing; the default and two more shapes also without."""
+    """`plain` with K cut, blocks whose part of A takes some of the second-level cache, and packing;
+    the default and two more shapes also without."""
     assert isinstance(spec.k, int)
     depth = max(128, caps.l1_bytes // 128)
-    block = max(96, min(512, caps.l2_bytes * 3 // 2 // (4 * spec.k)))
-    # Rows at multiples of 2 kB: every second one falls into the same sets of the cache.
-    pack = spec.k * 4 % 2048 == 0
+    block = max(96, min(512, caps.l2_bytes * 3 // 8 // (4 * depth)))
+    # Rows at multiples of 4 kB: all of them fall into the same sets of the first-level cache.
+    pack = spec.k * 4 % 4096 == 0
     cut = [replace(k, block=block, depth=depth, pack=pack) for k in plain]
     first = cut[0]
     others = [replace(first, pack=not pack), replace(first, block=block // 2), *plain[:3]]
@@ -216,7 +216,7 @@ class _Emitter:
         rows = max(v.rows for v in self.variants)
         # So many rows before the end the first of the short tiles begins, at most.
         self.last_rows = max(rows, (rows - 1) // SHORTER * (rows - SHORTER))
-        self.block_tiles = max(-(-self.last_rows // rows), knobs.block // rows)
+        self.block_tiles = max(-(-self.last_rows // rows), -(-knobs.block // rows))
         self.block_rows = self.block_tiles * rows
         self.epilogue = Epilogue(module, spec, spec.n)
         dump = max(v.rows * v.columns * 4 for v in self.variants)
