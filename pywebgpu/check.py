@@ -19,7 +19,7 @@ from .compile import MAX_BINDING, on_gpu
 from .errors import PywebgpuError, UnsupportedError
 from .graph import INTERNAL, DType, Graph, Node
 from .infer import Problems
-from .load import Source, load_leniently
+from .load import Source, judged, load_leniently
 from .lower import Lowering, lower, supported
 from .lower.split import too_large
 from .passes.pipeline import optimise
@@ -102,6 +102,13 @@ def check(
         InputError: no such file, or a value does not fit its input.
         ModelError: the bytes are no valid ONNX model.
     """
+    with judged(model):
+        return _check(model, name, values)
+
+
+def _check(
+    model: Source, name: str, values: Mapping[str, np.ndarray[Any, Any]] | None
+) -> CheckReport:
     problems = Problems()
     whole: list[LargeBuffer] = []
     graph = load_leniently(model, problems, name, values)

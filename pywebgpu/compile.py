@@ -18,7 +18,7 @@ from .errors import InputError
 from .graph import Graph, SizeCheck
 from .half import halve
 from .infer import symbolic
-from .load import load
+from .load import judged, load
 from .lower import Int8, Lowering, lower
 from .lower.fuse import fuse
 from .lower.split import split, too_large
@@ -79,14 +79,15 @@ def compile_model(
     if isinstance(model, Graph) and values:
         raise InputError("inputs can be fixed only while a model is read", where="values")
     graph = model if isinstance(model, Graph) else load(model, fixed=values)
-    fit_integers(graph)
-    say("optimising")
-    optimise(graph)
-    # Each looks for what the one before has made.
-    if merge_siblings(graph) | merge_twins(graph):
-        graph.prune()
-    say("lowering")
-    lowering = lower(graph, int8)
+    with judged(model):
+        fit_integers(graph)
+        say("optimising")
+        optimise(graph)
+        # Each looks for what the one before has made.
+        if merge_siblings(graph) | merge_twins(graph):
+            graph.prune()
+        say("lowering")
+        lowering = lower(graph, int8)
     if half:
         halve(lowering, wide)
     played = on_gpu(lowering, max_binding, statistics)

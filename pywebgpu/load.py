@@ -11,7 +11,7 @@ import ast
 import contextlib
 import os
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
-from .codegen.dims import Dim, Expr, symbol
-from .errors import InputError, ModelError, UnsupportedError
+from .codegen.dims import Dim, Expr, dim_str, symbol, symbols
+from .errors import InputError, ModelError, PywebgpuError, UnsupportedError
 from .graph import Graph, Node, SizeCheck, TensorType, outer_names, subgraphs
 from .infer import DataDependent, Problems, infer_graph, symbolic, unbound_sizes
 from .infer.fallback import is_known, unknown
@@ -30,6 +30,7 @@ from .infer.registry import assume
 from .onnx_types import DTYPE_ATTRIBUTES, LATEST, OLDEST, array_of, dtype_of
 from .passes.upgrade import normalise_attributes, upgrade
 
+_MOST_NODES = 1 << 20
 _TWO_GIB = 2**31 - 1
 _REMEDY_BROKEN = "Export the model again, or check that the file was copied completely"
 _ONNX_DOMAINS = ("", "ai.onnx")
@@ -68,6 +69,56 @@ def load_leniently(
     fixed: Mapping[str, np.ndarray[Any, Any]] | None = None,
 ) -> Graph:
     """As `load`, but collects unsupported nodes in `problems` and carries on without them."""
+    with judged(source):
+        return _load(source, problems, name, fixed)
+
+
+@contextlib.contextmanager
+def judged(source: Source | Graph) -> Iterator[None]:
+    """Where work on a model stumbles, ONNX's full inference says whether that is the model's fault:
+    it knows every operator's rules, and is too slow to ask about models that work.
+
+    Raises:
+        ModelError: in place of what was raised, where ONNX finds a contradiction.
+    """
+    try:
+        yield
+    except PywebgpuError:
+        raise
+    except Exception as error:
+        found = None if isinstance(source, Graph) else _contradiction(source)
+        if found is None:
+            raise
+        where, what = found
+        raise ModelError(
+            "the model contradicts itself", where=where, got=what, remedy=_REMEDY_BROKEN
+        ) from error
+
+
+def _contradiction(source: Source) -> tuple[str, str] | None:
+    """The model, and what ONNX's inference has against it."""
+    model, _, stem = _read(source)
+    # What exporters claim of results is often wrong, and nobody uses it.
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        # The end of the last line, behind the names of its own errors.
+        line = str(error).strip().splitlines()[-1].rpartition("Error] ")[2]
+        return f"model '{stem}'" if stem else "model", line[:300]
+    except Exception:  # nothing that it can judge: beyond 2 GiB, or of types that it lacks
+        return None
+    return None
+
+
+def _load(
+    source: Source,
+    problems: Problems,
+    name: str,
+    fixed: Mapping[str, np.ndarray[Any, Any]] | None,
+) -> Graph:
     model, folder, stem = _read(source)
     where = f"model '{name or stem}'" if name or stem else "model"
     _check_texts(model, where)
@@ -310,6 +361,7 @@ def _inline(model: ModelProto, where: str) -> ModelProto:
     """Model-local functions expanded where they are called."""
     if not model.functions:
         return model
+    _refuse_explosion(model, where)
     from onnx import inliner
 
     try:
@@ -318,6 +370,29 @@ def _inline(model: ModelProto, where: str) -> ModelProto:
         raise ModelError(
             "the model's functions can not be inlined", where=where, got=_brief(error)
         ) from error
+
+
+def _refuse_explosion(model: ModelProto, where: str) -> None:
+    """Functions that call one another can stand for more nodes than any memory holds."""
+    bodies = {(f.domain, f.name): f for f in model.functions}
+    counts: dict[tuple[str, str], int] = {}
+
+    def count(node: NodeProto) -> int:
+        key = node.domain, node.op_type
+        if key not in counts:
+            counts[key] = 1  # of no function, or of one that calls itself, which the inliner tells
+            if key in bodies:
+                counts[key] = sum(map(count, bodies[key].node))
+        return counts[key]
+
+    total = sum(map(count, model.graph.node))
+    if total > _MOST_NODES:
+        raise ModelError(
+            "the model's functions stand for too many nodes",
+            where=where,
+            got=f"{total:,} nodes",
+            expected=f"at most {_MOST_NODES:,}",
+        )
 
 
 def _load_external(model: ModelProto, folder: Path | None, where: str) -> None:
@@ -453,10 +528,23 @@ def _graph(proto: GraphProto, opsets: dict[str, int], where: str, outer: Graph |
         # What a body is given is typed where it is known: at its node.
         if outer is None or value.type.tensor_type.HasField("shape"):
             graph.types[value.name] = _type(value.name, value.type, at)
+    _name_sizes(graph)
     nodes = [_node(n, i, opsets, f"{where}", graph) for i, n in enumerate(proto.node)]
     _unique(nodes, graph, where)
     graph.nodes = _sorted(nodes, graph, where, nested=outer is not None)
     return graph
+
+
+def _name_sizes(graph: Graph) -> None:
+    """A size such as "past + 1" of which no input has the past is a size of its own: what a run
+    makes of it can only be seen as a whole."""
+    dims = [dim for name in graph.inputs if name in graph.types for dim in graph.types[name].shape]
+    seen = {atom for dim in dims if isinstance(atom := symbolic.lone_atom(dim), str)}
+    for name in graph.inputs:
+        type_ = graph.types.get(name)
+        if type_ is not None:
+            shape = (d if seen.issuperset(symbols(d)) else symbol(dim_str(d)) for d in type_.shape)
+            graph.types[name] = TensorType(type_.dtype, tuple(shape))
 
 
 def convert_nodes(

@@ -44,7 +44,8 @@ def infer_unique(site: Site) -> list[TensorType]:
 
 @infers("NonMaxSuppression")
 def infer_non_max_suppression(site: Site) -> TensorType:
-    batch, classes, boxes = site.shape(1)
+    site.ranked(0, 3)
+    batch, classes, boxes = site.ranked(1, 3).shape
     most = site.value(2) if site.has(2) else (0,)
     each = boxes if most is None else symbolic.smallest(boxes, symbolic.largest(most[0], 0))
     found = count(site, "count", batch * classes * each)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..codegen.dims import Dim
+from ..codegen.dims import Dim, mod, product
 from ..errors import UnsupportedError
 from ..graph import DType, TensorType
 from ..onnx_types import dtype_of
@@ -19,6 +19,7 @@ _UNARY = (
     *("CumSum", "CumProd", "Trilu", "LRN", "InstanceNormalization", "GroupNormalization"),
     "MeanVarianceNormalization",
 )
+_ALONG_AXIS = ("Softmax", "LogSoftmax", "Hardmax", "LpNormalization")
 
 
 def _float_to_int_safe(site: Site) -> None:
@@ -35,8 +36,26 @@ def _float_to_int_safe(site: Site) -> None:
 @infers(*_UNARY)
 def infer_unary(site: Site) -> TensorType:
     x = site.input(0)
-    if site.node.op in ("Softmax", "LogSoftmax", "Hardmax"):
+    if site.node.op in _ALONG_AXIS:
         site.axis(site.attr("axis", -1), len(x.shape))
+    elif site.node.op in ("CumSum", "CumProd"):
+        if product(site.shape(1)) != 1:
+            raise site.error("the axis is not one number", got=site.input(1))
+        site.axis(site.ints(1, "the axis")[0], len(x.shape))
+    elif site.node.op == "Trilu" and len(x.shape) < 2:
+        raise site.error("the input is no matrix", got=x, expected="rank 2 or more")
+    elif site.node.op == "LRN":
+        site.count("size")
+    elif site.node.op in ("InstanceNormalization", "GroupNormalization"):
+        if len(x.shape) < 2:
+            raise site.error("the input has no channels", got=x, expected="rank 2 or more")
+        for i in (1, 2):
+            site.same(site.ranked(i, 1).shape[0], x.shape[1])
+        if site.node.op == "GroupNormalization":
+            groups = site.count("num_groups")
+            rest = mod(x.shape[1], groups)
+            if isinstance(rest, int) and rest:
+                raise site.error("the groups do not divide the channels", got=groups, expected=x)
     if len(site.node.inputs) == 1:
         _float_to_int_safe(site)
     return x
@@ -56,6 +75,8 @@ def infer_like_first(site: Site) -> TensorType | list[TensorType]:
             )
         if len(site.node.outputs) > 1:
             return [x, like(x, x.shape, DType.BOOL)]
+    elif site.node.op == "Clip" and any(product(site.shape(i)) != 1 for i in (1, 2) if site.has(i)):
+        raise site.error("a limit is not one number", got=[site.node.inputs[1:]])
     elif site.node.op == "CastLike":
         to = site.input(1).dtype
         if site.graph.known(site.node.inputs[0]) is not None:

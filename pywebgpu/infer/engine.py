@@ -22,7 +22,11 @@ from . import symbolic
 from .evaluate import as_type, can_fold, evaluate
 from .fallback import infer_with_onnx
 from .registry import TABLE, Site
+from .signature import check_types
 from .unroll import unrolled
+
+MOST_AXES = 64
+"""As in NumPy."""
 
 Rewrite = Callable[[Graph, Node, int], "list[Node] | None"]
 
@@ -56,8 +60,14 @@ def infer_node(
     for name, type_ in zip(node.outputs, types, strict=False):
         if name and type_ is not None:
             shape = tuple(map(site.resolve, type_.shape))
-            if any(isinstance(d, int) and not 0 <= d < 2**40 for d in shape):
-                raise site.error("an output's size is out of range", got=list(map(str, shape)))
+            if len(shape) > MOST_AXES or any(
+                isinstance(d, int) and not 0 <= d < 2**31 for d in shape
+            ):
+                raise site.error(
+                    "an output's shape is out of range",
+                    got=f"[{', '.join(map(str, shape[:MOST_AXES]))}]",
+                    expected=f"at most {MOST_AXES} sizes of 0 to 2147483647",
+                )
             graph.types[name] = TensorType(type_.dtype, shape)
     missing = [name for name in node.outputs if name and name not in graph.types]
     if missing:
@@ -115,6 +125,7 @@ def infer_graph(
                 todo.extendleft((n, _NEWEST) for n in reversed(new))
                 changed = True
                 continue
+            check_types(Site(graph, node))
             infer_node(graph, node, rewrite, since)
         except UnsupportedError as error:
             if problems is None:
@@ -172,6 +183,8 @@ def _constant_node(graph: Graph, node: Node, outputs: set[str], done: list[Node]
         raise UnsupportedError(
             "strings are not supported", where=node.where(), remedy="Compute them outside the model"
         )
+    if value is None:
+        raise ModelError("a constant without a value", where=node.where())
     if not isinstance(value, np.ndarray):
         kind = "float32" if any("float" in name for name in node.attrs) else "int64"
         value = np.array(value, dtype=kind)

@@ -23,8 +23,9 @@ Array = np.ndarray[Any, Any]
 
 GROWTH = 2
 SMALL = 1 << 16
-"""A folded value may have `GROWTH` times its inputs' bytes, or `SMALL` bytes: an Expand of one
-number to a million is better computed where it is used."""
+LARGE = 1 << 26
+"""A folded value may have `GROWTH` times its inputs' bytes, up to `LARGE`, or `SMALL` bytes: an
+Expand of one number to a million is better computed where it is used."""
 
 _NEVER = {
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
@@ -68,7 +69,7 @@ def can_fold(graph: Graph, node: Node) -> bool:
         return False
     if not all(name in graph.constants for name in names):
         return False
-    before = sum(graph.constants[name].nbytes for name in names)
+    before = sum(graph.constants[name].nbytes for name in set(names))
     after = 0
     for out in filter(None, node.outputs):
         type_ = graph.types[out]
@@ -81,7 +82,7 @@ def can_fold(graph: Graph, node: Node) -> bool:
     # A product of constants is worth its time only where it is small.
     if node.op in ("Conv", "ConvTranspose", "Einsum", "Gemm") and before > 1 << 22:
         return False
-    return after <= max(SMALL, GROWTH * before)
+    return after <= before or after <= min(LARGE, max(SMALL, GROWTH * before))
 
 
 def evaluate(graph: Graph, node: Node) -> list[Array | None]:

@@ -63,7 +63,7 @@ def infer_with_onnx(site: Site) -> list[TensorType | None]:
         found = onnx.shape_inference.infer_node_outputs(
             schema, node_proto(node), types, data, opset_imports=opsets
         )
-    except onnx.shape_inference.InferenceError as error:
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError) as error:
         raise site.error(
             "the node contradicts its inputs", got=str(error).strip().splitlines()[-1]
         ) from error

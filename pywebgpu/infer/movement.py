@@ -259,6 +259,12 @@ def infer_gather(site: Site) -> TensorType:
     if not x.shape:
         raise site.error("a scalar has nothing to gather from")
     axis = site.axis(site.attr("axis", 0), len(x.shape))
+    size, picks = x.shape[axis], site.array(1)
+    if isinstance(size, int) and picks is not None and picks.size:
+        low, high = int(picks.min()), int(picks.max())
+        if low < -size or high >= size:
+            raise site.error("an index is out of range", got=low if low < -size else high,
+                             expected=f"{-size}..{size - 1}")  # fmt: skip
     if el.any_symbolic(site):
         array, where = el.elements(site, 0), el.elements(site, 1)
         if array is not None and where is not None and all(isinstance(w, int) for w in where.flat):
@@ -297,7 +303,19 @@ def infer_gather_nd(site: Site) -> TensorType:
 
 @infers("ScatterElements", "ScatterND", "TensorScatter")
 def infer_scatter(site: Site) -> TensorType:
-    return site.input(0)
+    x = site.input(0)
+    if site.node.op == "ScatterElements":
+        site.axis(site.attr("axis", 0), len(x.shape))
+        site.ranked(1, len(x.shape))
+        site.ranked(2, len(x.shape))
+    elif site.node.op == "ScatterND":
+        index = site.shape(1)
+        depth = index[-1] if index else 0
+        if isinstance(depth, int) and not 1 <= depth <= len(x.shape):
+            raise site.error("the last axis of the indices has the wrong size", got=depth)
+        if isinstance(depth, int):
+            site.ranked(2, len(index) - 1 + len(x.shape) - depth)
+    return x
 
 
 @infers("Split")
@@ -345,16 +363,21 @@ def infer_pad(site: Site) -> TensorType:
 def infer_constant_of_shape(site: Site) -> TensorType:
     shape = site.sizes(0, "the shape")
     value = site.attr("value")
+    if value is not None and value.size != 1:
+        raise site.error("the value is not one number", got=f"{value.size} numbers")
     dtype = DType.F32 if value is None else DType(str(value.dtype))
     count = product(shape)
     fill = 0 if value is None else value.ravel()[0]
-    if isinstance(count, int) and count <= el.LIMIT and fill == int(fill):
+    if isinstance(count, int) and count <= el.LIMIT and np.isfinite(fill) and fill == int(fill):
         site.know([int(fill)] * count)
     return TensorType(dtype, shape)
 
 
 @infers("Range")
 def infer_range(site: Site) -> TensorType:
+    for i in range(3):
+        if product(site.shape(i)) != 1:
+            raise site.error(f"input {i} is not one number", got=site.input(i))
     dtype = site.input(0).dtype
     arrays = [el.elements(site, i) for i in range(3)]
     known = [a.ravel()[0] for a in arrays if a is not None]
@@ -362,9 +385,8 @@ def infer_range(site: Site) -> TensorType:
         constants = [site.array(i) for i in range(3)]
         numbers = [float(c.ravel()[0]) for c in constants if c is not None]
         if len(numbers) == 3 and numbers[2]:
-            return TensorType(
-                dtype, (max(0, int(np.ceil((numbers[1] - numbers[0]) / numbers[2]))),)
-            )
+            steps = (numbers[1] - numbers[0]) / numbers[2]
+            return TensorType(dtype, (max(0, site.whole(steps, "the length", up=True)),))
         site.sizes(0, "where the range starts")
         site.sizes(1, "where the range ends")
         site.ints(2, "the range's step")
@@ -393,9 +415,8 @@ def infer_eye_like(site: Site) -> TensorType:
 
 @infers("DepthToSpace", "SpaceToDepth")
 def infer_depth_to_space(site: Site) -> TensorType:
-    x = site.input(0)
-    b, c, h, w = x.shape
-    n = site.attr("blocksize")
+    b, c, h, w = site.ranked(0, 4).shape
+    x, n = site.input(0), site.count("blocksize")
     if site.node.op == "DepthToSpace":
         return like(x, (b, floordiv(c, n * n), h * n, w * n))
     return like(x, (b, c * n * n, floordiv(h, n), floordiv(w, n)))
@@ -403,7 +424,14 @@ def infer_depth_to_space(site: Site) -> TensorType:
 
 @infers("ReverseSequence")
 def infer_reverse_sequence(site: Site) -> TensorType:
-    return site.input(0)
+    x = site.input(0)
+    axes = [site.attr("time_axis", 0), site.attr("batch_axis", 1)]
+    if sorted(axes) != [0, 1] or len(x.shape) < 2:
+        raise site.error(
+            "time and batch must be the first two axes", got=f"axes {axes} of {x}", expected="0, 1"
+        )
+    site.same(site.ranked(1, 1).shape[0], x.shape[axes[1]])
+    return x
 
 
 @infers("OneHot")

@@ -68,8 +68,9 @@ def windows(site: Site, sizes: Sequence[Dim], kernel: Sequence[int]) -> list[Dim
     out: list[Dim] = []
     for i, size in enumerate(sizes):
         stride, reach = strides[i], (kernel[i] - 1) * dilations[i] + 1
-        if stride < 1 or dilations[i] < 1 or kernel[i] < 1:
-            raise site.error("strides, dilations and kernel sizes must be at least 1")
+        for what, value in (("stride", stride), ("dilation", dilations[i]), ("kernel", kernel[i])):
+            if not 1 <= value < 2**31:
+                raise site.error(f"a {what} is out of range", got=value, expected="1 to 2147483647")
         if auto in ("SAME_UPPER", "SAME_LOWER"):
             out.append(ceildiv(size, stride))
             continue
@@ -99,7 +100,9 @@ def infer_conv(site: Site) -> TensorType:
     kernel = site.attr("kernel_shape") or list(w.shape[2:])
     if any(not isinstance(k, int) for k in (*kernel, w.shape[0])):
         raise UnsupportedError("the weight's shape must be static", where=site.node.where(), got=w)
-    site.same(x.shape[1], w.shape[1] * site.attr("group", 1))
+    site.same(x.shape[1], w.shape[1] * site.count("group", 1))
+    if site.node.op == "Conv" and site.has(2):
+        site.same(site.ranked(2, 1).shape[0], w.shape[0])
     shape = (x.shape[0], w.shape[0], *windows(site, x.shape[2:], kernel))
     if site.node.op == "ConvInteger":
         return TensorType(DType.I32, shape)
@@ -116,11 +119,21 @@ def infer_conv_transpose(site: Site) -> TensorType:
     if len(kernel) != rank:
         raise UnsupportedError("the weight's shape must be static", where=site.node.where(), got=w)
     site.same(x.shape[1], w.shape[0])
+    if site.has(2):
+        site.same(site.ranked(2, 1).shape[0], w.shape[1] * site.count("group", 1))
     strides = site.attr("strides") or [1] * rank
     dilations = site.attr("dilations") or [1] * rank
     pads = site.attr("pads") or [0] * (2 * rank)
     extra = site.attr("output_padding") or [0] * rank
     fixed = site.attr("output_shape")
+    lengths = [*map(len, (strides, dilations, extra, fixed or extra)), len(pads) / 2]
+    if any(length != rank for length in lengths):
+        raise site.error("strides, dilations, pads or output sizes do not fit the rank", got=x)
+    if min(*strides, *dilations, *kernel) < 1 or min(*extra, *pads) < 0:
+        raise site.error(
+            "strides, dilations and kernel sizes must be at least 1, padding 0",
+            got=f"strides {strides}, dilations {dilations}, pads {pads}, output_padding {extra}",
+        )
     out: list[Dim] = []
     for i, size in enumerate(x.shape[2:]):
         reach = (kernel[i] - 1) * dilations[i] + 1
@@ -220,8 +233,12 @@ def infer_resize(site: Site) -> TensorType:
 
 def _scaled(site: Site, size: Dim, scale: float) -> Dim:
     """floor(size * scale), for a symbolic size where the scale is a simple fraction."""
+    if not scale > 0:
+        raise site.error("a scale is out of range", got=scale, expected="more than 0")
     if isinstance(size, int):
-        return math.floor(size * scale)
+        return site.whole(size * scale, "the new size")
+    if scale > 2**31:
+        raise site.error("a scale is out of range", got=scale, expected="at most 2147483648")
     for below in (1, 2, 3, 4, 5, 6, 8, 16, 32):
         above = scale * below
         if abs(above - round(above)) < 1e-6:
@@ -253,13 +270,13 @@ def _keep_aspect(site: Site, shape: Shape, out: list[Dim], axes: list[int], poli
 
 @infers("FlexAttention", domain="ai.onnx.preview")
 def infer_flex_attention(site: Site) -> TensorType:
-    q, v = site.input(0), site.input(2)
+    q, v = site.ranked(0, 4), site.ranked(2, 4)
     return like(q, (*q.shape[:3], v.shape[3]))
 
 
 @infers("LSTM", "GRU", "RNN")
 def infer_recurrent(site: Site) -> list[TensorType]:
-    x, w = site.input(0), site.input(1)
+    x, w, _ = (site.ranked(i, 3) for i in range(3))
     directions, hidden = w.shape[0], site.attr("hidden_size") or site.shape(2)[-1]
     last: tuple[Dim, ...]
     if site.attr("layout", 0):
@@ -271,14 +288,30 @@ def infer_recurrent(site: Site) -> list[TensorType]:
     return [like(x, every), like(x, last), like(x, last)][: len(site.node.outputs)]
 
 
+def _check_scales(site: Site) -> None:
+    """Scale and zero point: one, one per index of an axis, or one per block of an axis."""
+    x = site.input(0)
+    for i in (1, 2):
+        shape = site.shape(i) if site.has(i) else ()
+        if shape in ((), (1,)):
+            continue
+        axis = site.axis(site.attr("axis", 1), len(x.shape))
+        if len(shape) == 1:
+            site.same(shape[0], x.shape[axis])
+        else:
+            site.ranked(i, len(x.shape))
+
+
 @infers("QuantizeLinear")
 def infer_quantize(site: Site) -> TensorType:
+    _check_scales(site)
     dtype = site.input(2).dtype if site.has(2) else site.attr("output_dtype", DType.U8)
     return like(site.input(0), site.shape(0), dtype)
 
 
 @infers("DequantizeLinear")
 def infer_dequantize(site: Site) -> TensorType:
+    _check_scales(site)
     return like(site.input(0), site.shape(0), site.attr("output_dtype", site.input(1).dtype))
 
 
@@ -313,6 +346,13 @@ def infer_einsum(site: Site) -> TensorType:
         right = ("..." if "..." in left else "") + "".join(
             sorted(c for c in set(counts) if counts.count(c) == 1)
         )
+    unknown = [c for c in right.replace("...", "") if c not in sizes]
+    if unknown or len(terms) != len(site.node.inputs):
+        raise site.error(
+            "the equation does not fit its inputs",
+            got=equation,
+            expected=f"a term for each of {len(site.node.inputs)} inputs, and their letters",
+        )
     head, ellipsis, tail = right.partition("...")
     out = [*(sizes[c] for c in head), *(dots if ellipsis else ()), *(sizes[c] for c in tail)]
     return like(site.input(0), out)
@@ -320,7 +360,8 @@ def infer_einsum(site: Site) -> TensorType:
 
 @infers("Attention")
 def infer_attention(site: Site) -> list[TensorType]:
-    q, k, v = site.input(0), site.input(1), site.input(2)
+    q = site.ranked(0, 3, 4)
+    k, v = (site.ranked(i, len(q.shape)) for i in (1, 2))
     past: Dim = site.shape(4)[2] if site.has(4) else 0
     out: tuple[Dim, ...]
     if len(q.shape) == 3:

@@ -6,6 +6,7 @@ the newest opset: older forms are rewritten first (`passes/upgrade.py`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -62,6 +63,30 @@ class Site:
             raise self.error(f"input {index} is missing", remedy="Export the model again")
         return self.graph.types[self.node.inputs[index]]
 
+    def ranked(self, index: int, *ranks: int) -> TensorType:
+        """Input that must have one of these ranks."""
+        type_ = self.input(index)
+        if len(type_.shape) not in ranks:
+            raise self.error(
+                f"input {index} has the wrong rank",
+                got=type_,
+                expected=f"rank {' or '.join(map(str, ranks))}",
+            )
+        return type_
+
+    def count(self, name: str, default: int | None = None) -> int:
+        """An attribute that must be a whole number of things."""
+        value = self.attr(name, default)
+        if not isinstance(value, int) or not 1 <= value < 2**31:
+            raise self.error(f"{name} is out of range", got=value, expected="1 to 2147483647")
+        return value
+
+    def whole(self, number: float, what: str, *, up: bool = False) -> int:
+        """A computed size, rounded down or up."""
+        if not math.isfinite(number):
+            raise self.error(f"{what} is no number", got=number)
+        return math.ceil(number) if up else math.floor(number)
+
     def shape(self, index: int) -> Shape:
         return self.input(index).shape
 
@@ -71,6 +96,7 @@ class Site:
 
     def sizes(self, index: int, what: str) -> tuple[Dim, ...]:
         """The elements of an input that a shape depends on."""
+        self.input(index)
         found = self.value(index)
         if found is None:
             raise DataDependent(

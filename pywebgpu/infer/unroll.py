@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..errors import UnsupportedError
+from ..errors import ModelError, UnsupportedError
 from ..graph import Graph, Node
 
 MOST_NODES = 256
@@ -43,7 +43,7 @@ def _scan_per_sequence(graph: Graph, node: Node, body: Graph) -> list[Node]:
             where=node.where(),
             remedy="Convert the model to opset 9 or later, or feed one length",
         )
-    n = int(node.attrs["num_scan_inputs"])
+    n = _scanned(node, len(inputs))
     names = [graph.fresh(f"{name}_of_one") for name in inputs]
     outputs = [graph.fresh(f"{name}_of_one") for name in node.outputs]
     attrs = {"body": body, "num_scan_inputs": n, "scan_input_axes": [0] * n}
@@ -90,8 +90,20 @@ def _loop(graph: Graph, node: Node, body: Graph, renamed: Rename) -> list[Node] 
     return nodes
 
 
+def _scanned(node: Node, inputs: int) -> int:
+    count = int(node.attrs["num_scan_inputs"])
+    if not 1 <= count <= inputs:
+        raise ModelError(
+            "num_scan_inputs is out of range",
+            where=node.where(),
+            got=count,
+            expected=f"1 to {inputs}",
+        )
+    return count
+
+
 def _scan(graph: Graph, node: Node, body: Graph, renamed: Rename) -> list[Node] | None:
-    scanned = node.inputs[-int(node.attrs["num_scan_inputs"]) :]
+    scanned = node.inputs[-_scanned(node, len(node.inputs)) :]
     carried = node.inputs[: -len(scanned)]
     count = len(carried)
     stacked: list[list[str]] = [[] for _ in node.outputs[count:]]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..codegen.dims import Dim
+from ..codegen.scalar import const
 from ..errors import UnsupportedError
 from ..graph import DType, Node
 from .engine import Lowering
@@ -86,6 +87,8 @@ def antialiased(
         size, given = x.shape[axis], scales[axis]
         if size == out and (given is None or given == 1.0):
             continue
+        if out == 0:  # nothing to compute; what is 0 times as large has no scale
+            return lw.pointwise(DType.F32, tuple(shape), lambda: const(0.0))
         if not isinstance(size, int) or not isinstance(out, int):
             raise UnsupportedError(
                 "antialiasing needs static image sizes",

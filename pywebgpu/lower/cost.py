@@ -9,6 +9,8 @@ MAX_OPERANDS = 7
 """Buffers a kernel reads: WebGPU guarantees 8 storage buffers, and one is the output."""
 MAX_VIRTUAL_OPERANDS = 5
 MAX_NODES = 160
+MAX_RAW_NODES = 1 << 13
+"""As `MAX_NODES`, before index arithmetic is simplified: that takes time, too."""
 CHEAP = 4.0
 """Cost up to which a value with one load is recomputed by each consumer."""
 CHEAP_BROADCAST = 12.0

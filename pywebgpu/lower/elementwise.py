@@ -228,6 +228,10 @@ def _extreme(compute: Binary, dtype: DType) -> Binary:
     return lambda x, y: _flip(compute(_flip(x), _flip(y)))
 
 
+_AT_ONCE = 64
+"""Inputs of a Sum or Max that one expression combines."""
+
+
 def _variadic(lw: Lowering, node: Node) -> Value:
     dtype, shape = lw.out(node)
     compute = VARIADIC[node.op]
@@ -238,6 +242,8 @@ def _variadic(lw: Lowering, node: Node) -> Value:
         total = lw.pointwise(
             dtype, _joint(lw, node, position), compute, total, lw.input(node, position)
         )
+        if position % _AT_ONCE == 0:
+            lw.materialise(total)
     if node.op == "Mean" and len(node.inputs) > 1:
         count = float(len(node.inputs))
         total = lw.pointwise(dtype, shape, lambda x: x * (1 / count), total)

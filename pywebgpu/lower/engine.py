@@ -24,7 +24,7 @@ from ..codegen.spec import Storage
 from ..errors import UnsupportedError
 from ..graph import DType, Graph, Node, outer_names
 from ..packing import pack_panels
-from .cost import CHEAP, MAX_NODES, MAX_VIRTUAL_OPERANDS, cost, loads
+from .cost import CHEAP, MAX_NODES, MAX_RAW_NODES, MAX_VIRTUAL_OPERANDS, cost, loads
 from .index import Space
 from .int8 import Int8, table_reader
 from .regions import POINTWISE, interior_values
@@ -144,7 +144,11 @@ class Lowering(Vocabulary):
                 self.materialise(value)
             return
         space = Space(value.shape)
-        expr = space.simplify(self.read(value, space.axes))
+        element = self.read(value, space.axes)
+        if len(sc.walk([element])) > MAX_RAW_NODES:
+            self.materialise(value)
+            return
+        expr = space.simplify(element)
         reads = loads(expr)
         costly = cost(expr) > CHEAP or len(reads) > 1
         if (

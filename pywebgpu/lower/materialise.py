@@ -28,12 +28,19 @@ class Materialiser(ProgramBuilder):
         super().__init__(outer)
         self._remaining: dict[str, int] = {}
         """By name: how many are still to read it."""
+        self._elements: dict[tuple[Value, Coordinates], Scalar] = {}
+        """What `read` gave since a value was last put into a buffer: a value that is read twice by
+        one that is read twice is not read four times."""
 
     def read(self, value: Value, coordinates: Coordinates) -> Scalar:
         """The element at `coordinates`; a pending core is emitted first."""
         if value.open is not None:
             self.materialise(value)
-        return value.read(coordinates)
+        key = value, tuple(coordinates)
+        element = self._elements.get(key)
+        if element is None:
+            element = self._elements[key] = value.read(coordinates)
+        return element
 
     def materialise(self, value: Value, order: Sequence[int] | None = None) -> int:
         """The buffer that holds `value`; written now if there is none yet.
@@ -47,6 +54,7 @@ class Materialiser(ProgramBuilder):
         if value.constant is not None:
             value.buffer = self.weight(value.constant, value.dtype.storage)
             value.order = tuple(range(value.rank))
+            self._elements.clear()
             value.read = self.reader(value.buffer, value.dtype, value.shape)
             return value.buffer
         if order is None:
@@ -90,12 +98,14 @@ class Materialiser(ProgramBuilder):
         self._emit_map(space, expr, place(space.axes), buffer, value)
 
     def _settle(self, value: Value, buffer: int, order: Sequence[int]) -> None:
+        self._elements.clear()
         value.buffer, value.order = buffer, tuple(order)
         value.read = self.reader(buffer, value.dtype, value.shape, order)
 
     def _settle_elsewhere(
         self, value: Value, buffer: int, place: Callable[[Coordinates], Scalar]
     ) -> None:
+        self._elements.clear()
         kind = self.buffers[buffer].storage.type
         value.read = lambda c: convert(sc.load(buffer, place(c), kind), scalar_type(value.dtype))
 

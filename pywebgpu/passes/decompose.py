@@ -30,6 +30,7 @@ def decompose(graph: Graph) -> bool:
     from ..lower import supported
 
     changed = False
+    made: set[int] = set()  # nodes that define others: what cannot be inferred of them is an error
     for _ in range(_DEPTH):
         found = False
 
@@ -39,9 +40,14 @@ def decompose(graph: Graph) -> bool:
                 return None
             nodes = expand(graph, node)
             found = found or nodes is not None
+            made.update(map(id, nodes or ()))
             return nodes
 
-        infer_graph(graph, Problems(), rewrite)
+        problems = Problems()
+        infer_graph(graph, problems, rewrite)
+        for node, error in problems.unsupported:
+            if id(node) in made:
+                raise error
         graph.prune()
         changed = changed or found
         if not found:

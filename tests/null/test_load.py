@@ -17,6 +17,7 @@ from pywebgpu.codegen.dims import symbol
 from pywebgpu.errors import InputError, ModelError, PywebgpuError, UnsupportedError
 from pywebgpu.graph import DType
 from pywebgpu.load import load
+from pywebgpu.session import InferenceSession
 
 F = TensorProto.FLOAT
 
@@ -188,16 +189,23 @@ def test_axis_out_of_range() -> None:
 
 
 def test_size_names_and_expressions() -> None:
-    shapes = {"x": ["batch", "past + new"], "z": [None, "a b"]}
-    graph = load(
-        model(
-            [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Relu", ["z"], ["v"])],
-            shapes,
-            ["y", "v"],
-        )
+    shapes = {"x": ["past + new", "new"], "z": [None, "a b"], "w": ["past"]}
+    nodes = [helper.make_node("Relu", [k], [f"{k}_out"]) for k in shapes]
+    graph = load(model(nodes, shapes, [f"{k}_out" for k in shapes]))
+    new = symbol("new")
+    assert graph.types["x_out"].shape == (symbol("past") + new, new)
+    assert graph.types["z_out"].shape == (symbol("z_d0"), symbol("a b"))
+
+
+@pytest.mark.parametrize("text", ["past + 1", "n // 2", "a * b"])
+def test_an_expression_of_sizes_that_no_input_has_is_a_size(text: str) -> None:
+    node = helper.make_node("Relu", ["x"], ["y"])
+    session = InferenceSession(
+        model([node], {"x": [text, 2]}, ["y"]).SerializeToString(), providers=["wasm"], threads=1
     )
-    assert graph.types["y"].shape == (symbol("batch"), symbol("past") + symbol("new"))
-    assert graph.types["v"].shape == (symbol("z_d0"), symbol("a b"))
+    x = np.array([[-1, 2], [3, -4], [5, 6]], np.float32)
+    [y] = session.run(None, {"x": x})
+    np.testing.assert_array_equal(y, np.maximum(x, 0))
 
 
 def test_unequal_names_become_one_size_where_operators_need_it() -> None:
