@@ -1,9 +1,11 @@
 """What tuning in the page takes and gives, in Chromium, while the page goes on running its model.
 
-    python -m tests.bench.tuning [--json] [--model digits] [--provider wasm] [--budget 30]
+    python -m tests.bench.tuning [--json] [--model digits] [--provider wasm] [--visits 3]
 
 The page runs the model, waits about as long as a run took (at least 30 ms), and runs it again:
-first undisturbed, then while it is tuned. Each row is a fresh browser context.
+first undisturbed, then while it is tuned. Each visit is a fresh browser context; a row has the
+medians of its visits, and what each saw of `p95_ratio` in `p95_ratios`: in a tuning of some seconds
+it hangs on the five slowest runs.
 
 - `total_s`: from `session.tune()` to its end, the loading of Python included (`python_s`).
 - `t90_s`: until 90 % of what was gained in all was found; `tuning_s` is without loading Python.
@@ -57,8 +59,8 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def row(found: dict[str, Any], model: str, provider: str) -> dict[str, Any]:
-    """One line of the report, from what page/tuning/tuning.js saw."""
+def visit_row(found: dict[str, Any], model: str, provider: str) -> dict[str, Any]:
+    """What page/tuning/tuning.js saw in one visit."""
     report, before = found["report"], found["before"]
     during = [ms for _, ms in found["during"]]
     measuring = [ms for at, ms in found["during"] if at > (found["python"] or 0)] or during
@@ -85,7 +87,20 @@ def row(found: dict[str, Any], model: str, provider: str) -> dict[str, Any]:
     }
 
 
-def tune_one(
+def row(visits: list[dict[str, Any]]) -> dict[str, Any]:
+    """One line of the report: medians; of what is no number, the last visit's."""
+
+    def middle(name: str) -> Any:
+        values = [visit[name] for visit in visits if visit[name] is not None]
+        if not values or isinstance(values[0], str):
+            return values[-1] if values else None
+        return round(statistics.median(values), 4)
+
+    ratios = [visit["p95_ratio"] for visit in visits]
+    return {name: middle(name) for name in visits[0]} | {"p95_ratios": ratios}
+
+
+def visit(
     browser: Browser, url: str, site: Path, model: str, provider: str, budget: float
 ) -> dict[str, Any]:
     context = browser.new_context()
@@ -96,7 +111,7 @@ def tune_one(
         page.wait_for_function("'tuneModel' in window")
         ports = zero_feeds(site / model / "manifest.json", SIZES[model])
         arg = {"url": f"../{model}/", "provider": provider, "ports": ports, "budget": budget}
-        return row(page.evaluate("(arg) => window.tuneModel(arg)", arg), model, provider)
+        return visit_row(page.evaluate("(arg) => window.tuneModel(arg)", arg), model, provider)
     finally:
         context.close()
 
@@ -108,6 +123,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--model", action="append", choices=sorted(SIZES))
     parser.add_argument("--provider", action="append", choices=["wasm", "webgpu"])
+    parser.add_argument("--visits", type=int, default=3, help="of each row (default 3)")
     parser.add_argument("--budget", type=float, default=30.0, help="seconds")
     options = parser.parse_args()
     models, providers = options.model or [*SIZES], options.provider or ["wasm", "webgpu"]
@@ -119,9 +135,11 @@ def main() -> None:
         with SiteServer(site) as server:
             for model in models:
                 for provider in providers:
-                    rows.append(
-                        tune_one(browser, server.url, site, model, provider, options.budget)
-                    )
+                    visits = [
+                        visit(browser, server.url, site, model, provider, options.budget)
+                        for _ in range(options.visits)
+                    ]
+                    rows.append(row(visits))
                     print(json.dumps(rows[-1]), file=sys.stderr)
         browser.close()
     if options.json:
