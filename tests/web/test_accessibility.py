@@ -55,9 +55,30 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_site(models, folder / "out", pyodide="local", records=service)
 
 
+@pytest.fixture(scope="module")
+def plain_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As a first try builds it: no records service, no Python."""
+    models = [ROOT / "examples" / "digits" / "digits.onnx"]
+    return build_site(models, tmp_path_factory.mktemp("plain") / "out", pyodide="none")
+
+
 @pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("screen", SCREENS)
 def test_page(
+    site: Path, browser: Browser, serve_site: Callable[..., str], name: str, screen: str
+) -> None:
+    check(site, browser, serve_site, name, screen)
+
+
+@pytest.mark.parametrize("name", ["index", "digits", "own"])
+@pytest.mark.parametrize("screen", ["phone-light", "desktop-dark"])
+def test_page_of_a_plain_site(
+    plain_site: Path, browser: Browser, serve_site: Callable[..., str], name: str, screen: str
+) -> None:
+    check(plain_site, browser, serve_site, name, screen)
+
+
+def check(
     site: Path, browser: Browser, serve_site: Callable[..., str], name: str, screen: str
 ) -> None:
     scheme, size = SCREENS[screen]

@@ -52,7 +52,7 @@ def test_both_run(site: Path, visit: Visit, isolation: bool) -> None:
     )
     rows = page.locator("#compare-rows tr")
     ours, theirs = (rows.nth(i).locator("td").all_inner_texts() for i in range(2))
-    assert all(re.fullmatch(r"[\d.]+ m?s", text) for text in (*ours[:2], *theirs[:2]))
+    assert all(re.fullmatch(r"[\d.]+ [mµ]?s", text) for text in (*ours[:2], *theirs[:2]))
     assert re.fullmatch(r"\d+ kB", ours[2])
     assert re.fullmatch(r"1\d MB", theirs[2])
     record_executor("chromium-wasm")

@@ -33,6 +33,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 PROVIDERS = ["webgpu", "wasm"]
 # SwiftShader compiles and runs shaders on the CPU.
 READY_MS = 120_000
+TIME = re.compile(r"\d (µs|ms|s)$")
 
 # Pen strokes on the pad, in shares of its size; drawn by hand for this test, unlike those that the
 # network was trained with.
@@ -140,7 +141,7 @@ def test_digits_reads_drawings(site: Path, visit: Visit, provider: str) -> None:
         draw(page, strokes)
         expect(page.locator("#verdict")).to_have_text(str(digit))
     record_executor(f"chromium-{provider}")
-    expect(page.locator("#fact-time")).to_contain_text("ms")
+    expect(page.locator("#fact-time")).to_contain_text(TIME)
     expect(page.locator("#download-text")).to_contain_text("ready in")
 
 
@@ -189,8 +190,8 @@ def test_digits_switches_executors(site: Path, visit: Visit) -> None:
     expect(page.locator("#verdict")).to_have_text("7")
     page.get_by_role("radio", name="WebGPU").check()
     expect(page.locator("html")).to_have_attribute("data-provider", "webgpu", timeout=READY_MS)
-    expect(page.locator("[data-time=wasm]")).to_contain_text("ms")
-    expect(page.locator("[data-time=webgpu]")).to_contain_text("ms")
+    expect(page.locator("[data-time=wasm]")).to_contain_text(TIME)
+    expect(page.locator("[data-time=webgpu]")).to_contain_text(TIME)
     expect(page.locator("#verdict")).to_have_text("7")
 
 
@@ -204,6 +205,15 @@ def test_digits_without_webgpu(site: Path, browser: Browser, serve_site: Any) ->
     expect(page.locator("html")).to_have_attribute("data-provider", "wasm")
     expect(page.locator("#notes")).to_contain_text("No WebGPU")
     expect(page.get_by_role("radio", name="WebGPU")).to_be_disabled()
+    # Asked for by the address, there is nothing to run on: the page says so and no longer loads.
+    page.goto(serve_site(site) + "digits.html?provider=webgpu")
+    page.wait_for_selector("html[data-state=failed]", timeout=READY_MS)
+    expect(page.locator("#alert")).to_contain_text("WebGPU")
+    page.wait_for_load_state("networkidle")
+    for place in ("#badge", "#download-text"):
+        expect(page.locator(place)).to_have_text("Not loaded")
+    page.get_by_role("radio", name="WebAssembly").check()
+    wait_ready(page)
     context.close()
 
 
@@ -310,6 +320,23 @@ def test_python_page(visit: Visit, tmp_path: Path) -> None:
     page.locator("#code").fill("import pywebgpu\n1 / 0")
     page.get_by_role("button", name="Run").click()
     expect(page.locator("#output")).to_contain_text("ZeroDivisionError")
+
+
+@pytest.mark.slow
+def test_python_is_stopped_while_it_loads(visit: Visit, tmp_path: Path) -> None:
+    out = build_site([EXAMPLES / "digits" / "digits.onnx"], tmp_path / "out", pyodide="local")
+    page = visit(out, "python.html")
+    held: list[Any] = []
+    page.context.route("**/pyodide.asm.wasm", lambda route: held.append(route))
+    page.get_by_role("button", name="Run").click()
+    expect(page.locator("#badge")).to_have_text("Loading Python…")
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_selector("html[data-run=failed]", timeout=READY_MS)
+    expect(page.locator("#badge")).to_have_text("Stopped")
+    expect(page.locator("#alert")).to_be_hidden()
+    page.context.unroute("**/pyodide.asm.wasm")
+    page.get_by_role("button", name="Run").click()
+    page.wait_for_selector("html[data-run=done]", timeout=READY_MS)
 
 
 # ---------------------------------------------------------------- semantic search

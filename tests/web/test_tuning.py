@@ -21,7 +21,7 @@ import jsonschema
 import numpy as np
 import onnxruntime
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page
+from playwright.sync_api import Browser, BrowserContext, Page, Route
 
 from pywebgpu import pyodide_archive
 from pywebgpu.codegen.wasm.asm import I32, Module
@@ -387,6 +387,33 @@ def test_device_lost_during_tuning(open_page: OpenPage) -> None:
     assert found["state"] == "done"
     assert found["other"]
     assert found["info"]["tuned"]
+    record_executor("chromium-webgpu")
+
+
+def test_a_worker_without_a_gpu(open_page: OpenPage) -> None:
+    """Not every browser gives workers its GPU: the tuning says so, and the model runs as it is."""
+    page = open_page()
+    hidden = '\nObject.defineProperty(navigator, "gpu", { value: undefined });'
+
+    def hide(route: Route) -> None:
+        response = route.fetch()
+        route.fulfill(response=response, body=response.text() + hidden)
+
+    page.route("**/tune/worker.js", hide)
+    pixels = images(1)
+    body = """
+      const session = await t.create("webgpu");
+      const tuning = await session.tune({ python: await t.python() });
+      const error = await t.facts(tuning.finished);
+      const { records } = await session.records();
+      return { error, state: tuning.state, records, answers: [await t.ask(session, arg[0])] };
+    """
+    found = run(page, body, flat(pixels))
+    agree(found["answers"], pixels)
+    assert found["state"] == "failed"
+    assert found["error"]["type"] == "DeviceError"
+    assert found["error"]["got"] == "the browser gives a worker no GPU"
+    assert found["records"] == []
     record_executor("chromium-webgpu")
 
 

@@ -58,9 +58,9 @@ export class ComparePanel {
       this.#state.textContent = "No comparison";
       showError(error);
     } finally {
-      await peer?.release();
       this.#start.disabled = this.#runner.session === null;
       document.documentElement.dataset.compare = state;
+      await peer?.release().catch(showError);
     }
   }
 

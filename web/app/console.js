@@ -54,7 +54,7 @@ export class Console {
     /** @type {(() => unknown) | null} */
     let action = null;
     if (key === "Enter" && !shiftKey && !event.isComposing) action = () => (this.#work = this.#work.then(() => this.#enter()));
-    else if (key === "Tab" && plain && before.trim() && !leaves) action = () => this.#complete(before);
+    else if (key === "Tab" && plain && before.trim() && !leaves) action = () => this.#complete(before).catch((error) => this.#fail(error));
     else if (key === "ArrowUp" && plain && !before.includes("\n")) action = () => this.#recall(-1);
     else if (key === "ArrowDown" && plain && !value.slice(selectionEnd).includes("\n")) action = () => this.#recall(1);
     else if (ctrlKey && key === "l") action = () => this.clear();
@@ -82,10 +82,15 @@ export class Console {
       const [kind, text] = await python.call(MODULE, "run", source);
       if (kind !== "nothing") this.print(text.trimEnd(), kind === "error" ? "error" : "plain");
     } catch (error) {
-      this.print(error instanceof Error ? error.message : String(error), "error");
+      this.#fail(error);
     } finally {
       document.documentElement.dataset.console = "done";
     }
+  }
+
+  /** @param {unknown} error */
+  #fail(error) {
+    this.print(error instanceof Error ? error.message : String(error), "error");
   }
 
   /** A new line below the cursor, as far in as the last one, and further in a block. */

@@ -42,7 +42,10 @@ export function showError(error) {
   const alert = element("alert", HTMLElement);
   alert.hidden = error === null;
   alert.textContent = error === null ? "" : error instanceof Error ? error.message : String(error);
-  if (error !== null) console.error(error);
+  if (error === null) return;
+  console.error(error);
+  // A panel far below may have asked for it.
+  alert.scrollIntoView({ block: "nearest" });
 }
 
 /**
@@ -76,10 +79,11 @@ export function bytes(bytes) {
   return `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
 }
 
-/** @param {number} ms */
+/** A time in the unit that suits it. @param {number} ms */
 export function milliseconds(ms) {
   if (ms >= 1000) return `${(ms / 1000).toFixed(2)} s`;
-  return `${ms.toFixed(ms < 0.1 ? 3 : ms < 10 ? 2 : ms < 100 ? 1 : 0)} ms`;
+  if (ms < 0.1) return `${(1000 * ms).toFixed(ms < 0.01 ? 1 : 0)} µs`;
+  return `${ms.toFixed(ms < 10 ? 2 : ms < 100 ? 1 : 0)} ms`;
 }
 
 /** @param {number[]} values */

@@ -74,7 +74,9 @@ export class Explorer {
         outputs = await this.runner.run(feeds);
         took.push(performance.now() - start);
       }
-      if (outputs) this.#result.replaceChildren(...Object.entries(outputs).flatMap(output));
+      this.#status.textContent = "";
+      if (!outputs) return; // the session is gone, and the page says why
+      this.#result.replaceChildren(...Object.entries(outputs).flatMap(output));
       this.#status.textContent =
         times > 1
           ? `median ${milliseconds(median(took))}, best ${milliseconds(Math.min(...took))}`

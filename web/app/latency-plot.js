@@ -29,11 +29,13 @@ export class LatencyPlot {
     this.#data = [[], [], []];
     this.#swaps = [];
     this.#start = performance.now();
+    const isFirst = this.#plot === null;
     const make = () => {
       this.#plot?.destroy();
       this.#plot = new Plot(this.#options(), this.#data, this.#place);
     };
     make();
+    if (!isFirst) return;
     new ResizeObserver(() => this.#plot.setSize(this.#size())).observe(this.#place);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", make);
   }

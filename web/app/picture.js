@@ -137,6 +137,15 @@ async function take(blob) {
   await look();
 }
 
+/** @param {string} url */
+async function takeSample(url) {
+  const turn = ++taken;
+  const response = await fetch(url);
+  if (!response.ok) throw new Error(`${url}: the server answers ${response.status}`);
+  const picture = await response.blob();
+  if (turn === taken) await take(picture);
+}
+
 /** @param {DataTransfer | null} transfer */
 function takeFirst(transfer) {
   const file = [...(transfer?.files ?? [])].find(({ type }) => type.startsWith("image/"));
@@ -173,7 +182,12 @@ async function startCamera() {
     throw error;
   }
   video.srcObject = stream;
-  await video.play();
+  try {
+    await video.play();
+  } catch (error) {
+    stopCamera();
+    throw error;
+  }
   source = video;
   cameraButton.textContent = "Stop the camera";
   cameraButton.setAttribute("aria-pressed", "true");
@@ -191,9 +205,11 @@ function stopCamera() {
   cameraButton.setAttribute("aria-pressed", "false");
 }
 
-cameraButton.addEventListener("click", () => {
-  if (stream) stopCamera();
-  else startCamera().catch(showError);
+cameraButton.addEventListener("click", async () => {
+  if (stream) return stopCamera();
+  cameraButton.disabled = true; // until the visitor has answered the browser's question
+  await startCamera().catch(showError);
+  cameraButton.disabled = false;
 });
 // A hidden page has no business with the camera.
 document.addEventListener("visibilitychange", () => document.hidden && stopCamera());
@@ -219,15 +235,14 @@ async function loadLabels() {
     const label = name.replace(/\.\w+$/, "");
     const image = make("img", { src: url, alt: label, width: "64", height: "64" });
     const button = make("button", { type: "button", class: "thumb" }, image);
-    button.addEventListener("click", async () => take(await (await fetch(url)).blob()));
+    button.addEventListener("click", () => takeSample(url).catch(showError));
     return button;
   });
   element("samples", HTMLElement).replaceChildren(...samples);
   await look();
   // The page begins with a picture, so that a visitor sees at once what it does.
   const [first] = known.samples ?? [];
-  const blob = first && (await (await fetch(new URL(first, labelsUrl))).blob());
-  if (blob && taken === 0) await take(blob);
+  if (first && taken === 0) await takeSample(new URL(first, labelsUrl).href);
 }
 
 loadLabels().catch(showError);

@@ -14,6 +14,8 @@ const stopButton = element("stop", HTMLButtonElement);
 let python = null;
 /** Has the console what it promises? @type {Promise<void> | null} */
 let prepared = null;
+/** Ends it. */
+let ending = new AbortController();
 
 const terminal = new Console(async () => {
   const runtime = await load();
@@ -34,15 +36,23 @@ function load() {
 function start() {
   show("loading", "Loading Python…");
   stopButton.disabled = false;
+  ending = new AbortController();
   const loading = PythonRuntime.create({
+    signal: ending.signal,
     onOutput: (text, stream) => terminal.print(text, stream === "stderr" ? "error" : "plain"),
   });
   loading.then(
-    ({ version }) => show("ready", `Pyodide ${version}`),
+    ({ version }) => {
+      if (python !== loading) return; // stopped meanwhile
+      show("ready", `Pyodide ${version}`);
+      element("loads", HTMLElement).hidden = true;
+    },
     (error) => {
-      python = null;
-      show("failed", "Not loaded");
+      if (python !== loading) return;
       showError(error);
+      python = null;
+      stopButton.disabled = true;
+      show("failed", "Not loaded");
     },
   );
   return loading;
@@ -71,7 +81,7 @@ async function run() {
     status.textContent = "";
     const { traceback } = /** @type {{traceback?: string}} */ (error);
     if (traceback) terminal.print(traceback, "error");
-    else showError(error);
+    else if (python) showError(error); // else the visitor has stopped it, or `start` has told why
     document.documentElement.dataset.run = "failed";
   } finally {
     runButton.disabled = false;
@@ -79,12 +89,11 @@ async function run() {
 }
 
 /** Whatever Python is doing; the next statement starts it afresh. */
-async function stop() {
-  const running = python;
+function stop() {
   python = prepared = null;
+  ending.abort();
   stopButton.disabled = true;
   show("idle", "Stopped");
-  (await running)?.terminate();
 }
 
 code.addEventListener("keydown", (event) => {
@@ -94,4 +103,4 @@ code.addEventListener("keydown", (event) => {
   }
 });
 runButton.addEventListener("click", run);
-stopButton.addEventListener("click", () => stop().catch(showError));
+stopButton.addEventListener("click", stop);

@@ -240,7 +240,8 @@ export class Runner {
       items.push(make("li", {}, make("strong", {}, "WebGPU without a GPU: "), why));
     }
     if (!items.length && this.session) {
-      items.push(make("li", {}, "Everything this device offers is in use."));
+      const name = NAMES[this.#provider()];
+      items.push(make("li", {}, `Nothing is missing here that would make ${name} quicker.`));
     }
     element("notes", HTMLElement).replaceChildren(...items);
     isIsolatedByWorker().then((yes) => {
@@ -301,6 +302,7 @@ class Download {
   #start = performance.now();
   #loaded = 0;
   #total = 0;
+  #over = false;
 
   constructor() {
     this.#list.replaceChildren();
@@ -311,6 +313,7 @@ class Download {
 
   /** @type {import("../bundle.js").OnProgress} */
   update = ({ file, loaded, total, fileLoaded, fileTotal }) => {
+    if (this.#over) return; // what was under way when another file failed still arrives
     this.#loaded = loaded;
     this.#total = total;
     this.#bar.max = total || 1;
@@ -337,6 +340,7 @@ class Download {
 
   /** All is there; bytes of each file. */
   finish() {
+    this.#over = true;
     const took = milliseconds(performance.now() - this.#start);
     this.#bar.value = this.#bar.max;
     this.#text.textContent = `${bytes(this.#loaded || this.#total)}, ready in ${took}`;
@@ -344,6 +348,7 @@ class Download {
   }
 
   fail() {
+    this.#over = true;
     this.#text.textContent = "Not loaded";
     element("badge", HTMLElement).textContent = "Not loaded";
   }

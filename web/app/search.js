@@ -23,7 +23,11 @@ const known = new Map();
 /** @type {Tokenizer | null} */
 let tokenizer = null;
 
+/** The model or its tokenizer could not be loaded. */
+let failed = false;
+
 const runner = new Runner(() => {
+  failed = false;
   // After a switch the query is read again, so that the new executor shows its time and result.
   known.delete(queryText());
   update();
@@ -121,6 +125,7 @@ async function update() {
     showError(null);
     document.documentElement.dataset.ranking = "done";
   } catch (error) {
+    status.textContent = "";
     showError(error);
     document.documentElement.dataset.ranking = "failed";
   } finally {
@@ -148,15 +153,14 @@ async function updateOnce(tokenizer) {
     const batch = fresh.slice(done, done + BATCH);
     const rows = batch.map(({ ids }) => ids);
     const found = await embed(rows, false);
-    if (!found) return;
+    if (!found) break;
     batch.forEach(({ line }, i) => known.set(line, found[i]));
     rank(text);
   }
   rank(text);
-  if (!pending) {
-    const took = milliseconds(performance.now() - start);
-    status.textContent = `${lines().length} in ${took}`;
-  }
+  if (pending) return;
+  const unread = !runner.session;
+  status.textContent = unread ? "" : `${lines().length} in ${milliseconds(performance.now() - start)}`;
 }
 
 /** @param {string} text */
@@ -177,7 +181,7 @@ function rank(text) {
     item.classList.toggle("top-one", Boolean(wanted) && place === 0);
     setBar(item.querySelector(".fill") ?? item, score || 0);
     const value = item.querySelector(".value");
-    const unknown = text ? "…" : "";
+    const unknown = !text ? "" : failed ? "–" : "…";
     const shown = Number.isNaN(score) ? unknown : score.toFixed(3).replace("-", "−");
     if (value) value.textContent = shown;
     return item;
@@ -218,11 +222,19 @@ for (const chip of document.querySelectorAll("#examples button")) {
   });
 }
 
+function giveUp() {
+  failed = true;
+  rank(queryText());
+}
+
 rank(queryText());
 loadTokenizer()
   .then((loaded) => {
     tokenizer = loaded;
     update();
   })
-  .catch(showError);
-runner.start();
+  .catch((error) => {
+    showError(error);
+    giveUp();
+  });
+runner.start().then(() => runner.session ?? giveUp());

@@ -82,15 +82,17 @@ export class TuningPanel {
       const gain = report.bestMs ? report.defaultMs / report.bestMs - 1 : 0;
       const found = gain > 0.001 ? `kernels ${(100 * gain).toFixed(0)} % quicker` : "nothing quicker";
       this.#state.textContent = `${report.candidates} forms tried in ${Math.round(report.seconds)} s: ${found}`;
+      this.#bar.value = 1;
     } catch (error) {
       this.#state.textContent = "Tuning failed";
+      this.#bar.value = 0;
+      element("tuning-found", HTMLElement).hidden = !this.#rows.length;
       throw error;
     } finally {
       this.#tuning = null;
       this.#start.disabled = !this.#runner.session;
       this.#pause.disabled = this.#cancel.disabled = true;
       this.#pause.textContent = "Pause";
-      this.#bar.value = 1;
       document.documentElement.dataset.tuning = "done";
     }
   }
@@ -128,7 +130,7 @@ export class TuningPanel {
     this.#showKernels();
     drawRoofline(this.#roofline, this.#rows, this.#peak);
     element("tuning-peak", HTMLElement).textContent = this.#peak
-      ? `Line: peak, ${this.#peak.toFixed(0)}. Filled: tuned`
+      ? "Line: a core's peak. Filled: tuned"
       : "Filled: tuned";
   }
 
@@ -181,6 +183,10 @@ export class TuningPanel {
       const data = JSON.parse(await chosen.text());
       await importRecords(data);
       this.#state.textContent = `${data.records.length} records added: tuning tries their winners first`;
+    } catch (error) {
+      // Whatever is wrong with the text, JSON or not: the visitor took another file.
+      const reason = error instanceof Error ? error.message : String(error);
+      throw new Error(`${chosen.name}: no records that "Export records" wrote. ${reason}`);
     } finally {
       file.value = "";
     }

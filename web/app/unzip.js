@@ -20,7 +20,7 @@ export async function unzip(zip) {
   const tail = await view(zip, Math.max(0, zip.size - END.bytes - LONGEST_COMMENT));
   let at = tail.byteLength - END.bytes;
   while (at >= 0 && tail.getUint32(at, true) !== END.signature) at--;
-  if (at < 0) throw new Error("it has no directory at its end");
+  if (at < 0) throw new Error("it is no zip, or its end is missing");
   const [bytes, start] = [tail.getUint32(at + 12, true), tail.getUint32(at + 16, true)];
   if (start === ELSEWHERE) throw new Error("it is larger than 4 GB");
 

@@ -7,7 +7,7 @@
 //     outputs = await session.run_async({"x": values})
 //     outputs["y"].tolist()`, { url, values });
 
-import { PywebgpuError } from "../errors.js";
+import { BundleError, PywebgpuError } from "../errors.js";
 
 /** Python code raised. `traceback` is Python's text, `type` the name of its exception class. */
 export class PythonError extends PywebgpuError {
@@ -28,6 +28,7 @@ export class PythonError extends PywebgpuError {
  * @property {string | URL} [archive] pywebgpu-py.zip; by default as runtime.json here says
  * @property {(text: string, stream: "stdout" | "stderr") => void} [onOutput] what Python prints
  * @property {(value: any) => void} [onMessage] what Python code passes to `page.post`
+ * @property {AbortSignal} [signal] ends Python, also while it loads
  */
 
 export class PythonRuntime {
@@ -35,6 +36,8 @@ export class PythonRuntime {
   #next = 0;
   /** @type {Map<number, {resolve: (value: any) => void, reject: (error: Error) => void}>} */
   #waiting = new Map();
+  /** Why there is no Python any more. @type {PywebgpuError | null} */
+  #closed = null;
 
   /** Not for callers: see `create`. @param {Options} options */
   constructor({ onOutput, onMessage }) {
@@ -65,12 +68,15 @@ export class PythonRuntime {
     const defaults =
       options.indexURL && options.archive
         ? { indexURL: "", archive: "", snapshot: null }
-        : await (await fetch(place)).json();
+        : await describe(place);
     // The snapshot is of one Pyodide with one archive.
     const ours = !options.indexURL && !options.archive && defaults.snapshot;
     const at = (/** @type {string | URL | undefined} */ given, /** @type {string} */ otherwise) =>
       (given ? new URL(given, document.baseURI) : new URL(otherwise, place)).href;
     const python = new PythonRuntime(options);
+    const { signal } = options;
+    if (signal?.aborted) python.terminate();
+    signal?.addEventListener("abort", () => python.terminate(), { once: true });
     try {
       /** Pyodide's version. */
       python.version = await python.#call("start", {
@@ -122,17 +128,30 @@ export class PythonRuntime {
   #call(command, message) {
     const id = this.#next++;
     return new Promise((resolve, reject) => {
-      this.#waiting.set(id, { resolve, reject });
+      if (this.#closed) throw this.#closed;
       this.#worker.postMessage({ id, command, ...message });
+      this.#waiting.set(id, { resolve, reject });
     });
   }
 
   /** @param {string} why */
   #close(why) {
     this.#worker.terminate();
-    for (const { reject } of this.#waiting.values()) reject(new PywebgpuError(why, { where: "Python" }));
+    this.#closed ??= new PywebgpuError(why, { where: "Python", remedy: "Start it again." });
+    for (const { reject } of this.#waiting.values()) reject(this.#closed);
     this.#waiting.clear();
   }
+}
+
+/** Where the site has Pyodide and the archive. @param {URL} place of its runtime.json */
+async function describe(place) {
+  const response = await fetch(place);
+  if (response.ok) return response.json();
+  throw new BundleError("the site has no Python", {
+    where: place.href,
+    got: `HTTP status ${response.status}`,
+    remedy: "Build the site with Pyodide: `pywebgpu site --pyodide local`.",
+  });
 }
 
 /** @param {{type: string, traceback?: string, message?: string}} error */

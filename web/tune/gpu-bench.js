@@ -38,7 +38,7 @@ export class GpuBench {
 
   /** @param {{features: string[], limits: Record<string, number>}} request of the page's device */
   async open({ features, limits }) {
-    const adapter = await navigator.gpu.requestAdapter();
+    const adapter = await navigator.gpu?.requestAdapter();
     if (!adapter) throw new Error("the browser gives a worker no GPU");
     const timed = adapter.features.has("timestamp-query");
     const all = timed ? [...new Set([...features, "timestamp-query"])] : features;

@@ -1,6 +1,7 @@
 // The page's side of the measuring worker: what it does in each turn, how long that may take, and a
 // new worker when a candidate took the old one with it.
 
+import { DeviceError } from "../errors.js";
 import { Cancelled } from "./turns.js";
 
 /** @typedef {import("./wasm-bench.js").LoadRequest} LoadRequest */
@@ -105,7 +106,18 @@ export class Bench {
       else waiting.reject(new CandidateError(data.error));
     };
     this.#worker = worker;
-    await this.#ask("open", this.opening, this.#patience);
+    try {
+      await this.#ask("open", this.opening, this.#patience);
+    } catch (error) {
+      this.#end(new CandidateError("its worker could not be opened"));
+      if (this.#opened) throw error; // the next request tries again
+      throw new DeviceError("kernels cannot be measured here", {
+        where: "tune",
+        got: error instanceof Error ? error.message : error,
+        remedy: "The model runs as it is; it can be tuned in another browser.",
+        cause: error,
+      });
+    }
     this.#opened = true;
   }
 

@@ -211,11 +211,11 @@ export class Tuning {
         cause,
       });
     });
-    const starting = PythonRuntime.create();
+    const loading = new AbortController();
     try {
-      return await this.#unlessCancelled(starting);
+      return await this.#unlessCancelled(PythonRuntime.create({ signal: loading.signal }));
     } catch (error) {
-      starting.then((late) => late.terminate()).catch(() => {});
+      loading.abort();
       throw error;
     }
   }
