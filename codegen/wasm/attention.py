@@ -16,11 +16,12 @@ from dataclasses import dataclass
 
 from .. import scalar as sc
 from ..caps import WasmCaps
-from ..scalar import Op, Scalar
+from ..scalar import Scalar
 from ..spec import PANEL, Attention
 from .asm import I32, V128, Function, IntLike, Local, Module, affine, imax, imin
 from .kernel import WasmKernel
 from .loops import Frame, entry, inner
+from .math import exp_of_negative
 from .partition import shares
 from .product import (
     Core,
@@ -34,7 +35,7 @@ from .product import (
 )
 from .scalar import Lanes
 
-_EXP: Scalar = sc.unary(Op.EXP, sc.acc())
+_EXP: Scalar = exp_of_negative(sc.acc())
 
 
 @dataclass(frozen=True, slots=True)

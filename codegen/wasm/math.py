@@ -89,8 +89,12 @@ def exp(x: Scalar) -> Scalar:
 
 
 def exp_of_negative(x: Scalar) -> Scalar:
-    """`exp` for x <= 0 or NaN, a little cheaper: what a softmax needs."""
-    p, n_bits = _exp_parts(binary(Op.MAX, x, -87.6))
+    """`exp` for x <= 0 or NaN, a little cheaper: what a softmax needs.
+
+    At the clamp the scale is 0. Just above, it would be 2**-126 and the results subnormal numbers,
+    which processors take many cycles to make, for every position that a mask hides.
+    """
+    p, n_bits = _exp_parts(binary(Op.MAX, x, -88.0))
     return p * _float(binary(Op.SHL, n_bits + 127, const(23)))
 
 
@@ -100,9 +104,11 @@ def _exp_parts(x: Scalar) -> tuple[Scalar, Scalar]:
     n = shifted - _MAGIC
     r = x - n * _LN2_HIGH
     r = r - n * _LN2_LOW
-    p = _horner(r, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2,
-                    1.6666665459e-1, 5.0000001201e-1))  # fmt: skip
-    return p * (r * r) + r + 1.0, _bits(shifted)
+    # Even and odd powers by themselves: fewer additions wait for each other.
+    z = r * r
+    odd = _horner(z, (1.9875691500e-4, 8.3334519073e-3, 1.6666665459e-1))
+    even = _horner(z, (1.3981999507e-3, 4.1665795894e-2, 5.0000001201e-1))
+    return (odd * r + even) * z + (r + 1.0), _bits(shifted)
 
 
 def log(x: Scalar) -> Scalar:
