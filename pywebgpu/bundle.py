@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,7 @@ from .codegen.wgsl.module import fill
 from .errors import BundleError, InputError
 from .graph import DType, SizeCheck
 from .plan import FORMAT_VERSION, Buffer, Plan, Port, SlotBuffer, Step, WeightBuffer
+from .references import dangling
 from .self_test import SelfTest
 
 MANIFEST = "manifest.json"
@@ -326,7 +328,11 @@ def _validator() -> Any:
 def schema_violation(manifest: Any) -> str | None:
     """The first place where a manifest is not what the schema says; None if it fits."""
     error = jsonschema.exceptions.best_match(_validator().iter_errors(manifest))
-    return None if error is None else f"/{'/'.join(map(str, error.path))}: {error.message[:200]}"
+    return (
+        None
+        if error is None
+        else f"/{'/'.join(map(str, error.absolute_path))}: {error.message[:200]}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,10 +363,10 @@ class Bundle:
                 remedy="Make one with `pywebgpu export MODEL.onnx -o BUNDLE`",
             ) from error
         try:
-            manifest = json.loads(data)
+            manifest = json.loads(data, parse_float=_no_fraction)
         except ValueError as error:
             raise BundleError(
-                f"the manifest is not JSON: {error}", where=f"{where}/{MANIFEST}", remedy=_REDO
+                f"the manifest cannot be read: {error}", where=f"{where}/{MANIFEST}", remedy=_REDO
             ) from error
         found = manifest.get("format_version") if isinstance(manifest, dict) else None
         if found != FORMAT_VERSION:
@@ -371,7 +377,7 @@ class Bundle:
                 expected=FORMAT_VERSION,
                 remedy="Export the model again with this version of pywebgpu",
             )
-        problem = schema_violation(manifest)
+        problem = schema_violation(manifest) or dangling(manifest)
         if problem is not None:
             raise BundleError(
                 f"the manifest is damaged: {problem}", where=f"{where}/{MANIFEST}", remedy=_REDO
@@ -422,16 +428,27 @@ class Bundle:
 
     def plan(self) -> Plan:
         """The plan, specs included."""
-        try:
+        with self._reading(SPECS) as content:
             specs = {
                 target: tuple(spec_from_json(data) for data in found)
-                for target, found in json.loads(self.file(SPECS)).items()
+                for target, found in content.items()
             }
             return _plan_from_json(self.manifest, specs)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[Any]:
+        """A JSON file's content; what goes wrong with it is the file's fault.
+
+        Raises:
+            BundleError: as `file`, or the content is not what a bundle has there.
+        """
+        data = self.file(name)
+        try:
+            yield json.loads(data)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise BundleError(
-                f"the plan cannot be read: {type(error).__name__}: {error}",
-                where=self.where,
+                f"a file of the bundle cannot be read: {type(error).__name__}: {error}",
+                where=f"{self.where}/{name}",
                 remedy=_REDO,
             ) from error
 
@@ -485,9 +502,9 @@ class Bundle:
     def wgsl_kernels(self, variant: str = "default") -> list[WgslKernel]:
         """A variant's kernels in the plan's order; the last variant's where it is missing."""
         section = self._variant(variant)
-        codes = json.loads(self.file(section["file"]))
-        made = enumerate(section["kernels"])
-        return [_wgsl_kernel(f"kernel {number}", kernel, codes) for number, kernel in made]
+        with self._reading(section["file"]) as codes:
+            made = enumerate(section["kernels"])
+            return [_wgsl_kernel(f"kernel {number}", kernel, codes) for number, kernel in made]
 
     def self_tests(self, variant: str = "default") -> list[SelfTest]:
         """What tells whether a device computes that variant's kernels rightly; [] where the bundle
@@ -495,11 +512,11 @@ class Bundle:
         section = self._variant(variant)
         if "tests" not in section:
             return []
-        data = json.loads(self.file(section["tests"]))
-        return [
-            SelfTest.from_json(t, _wgsl_kernel(t["kernel"]["name"], t["kernel"], data["codes"]))
-            for t in data["tests"]
-        ]
+        with self._reading(section["tests"]) as data:
+            return [
+                SelfTest.from_json(t, _wgsl_kernel(t["kernel"]["name"], t["kernel"], data["codes"]))
+                for t in data["tests"]
+            ]
 
     def _variant(self, name: str) -> dict[str, Any]:
         variants: list[dict[str, Any]] = self.manifest["webgpu"]["variants"]
@@ -507,6 +524,8 @@ class Bundle:
 
 
 def _wgsl_kernel(name: str, data: dict[str, Any], codes: list[str]) -> WgslKernel:
+    if not all(isinstance(code, str) for code in codes):
+        raise TypeError("a shader is no text")
     passes = tuple(
         Pass(
             codes[p["code"]],
@@ -522,6 +541,10 @@ def _wgsl_kernel(name: str, data: dict[str, Any], codes: list[str]) -> WgslKerne
 def _grid(data: list[Any]) -> tuple[Any, Any, Any]:
     x, y, z = (dim_from_json(d) for d in data)
     return x, y, z
+
+
+def _no_fraction(text: str) -> float:
+    raise ValueError(f"{text} is no whole number")
 
 
 def _reader(source: str | os.PathLike[str] | bytes) -> tuple[str, Callable[[str], bytes]]:

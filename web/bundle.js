@@ -3,7 +3,7 @@
 
 import { BundleError } from "./errors.js";
 import schema from "./manifest.schema.json" with { type: "json" };
-import { walk } from "./program.js";
+import { dangling } from "./references.js";
 import { violation } from "./schema.js";
 
 /** @typedef {import("./dims.js").Dim} Dim */
@@ -330,44 +330,6 @@ export class Bundle {
     const fileTotal = this.entry(file).bytes;
     this.onProgress?.({ file, loaded: this.loaded, total: this.total, fileLoaded, fileTotal });
   }
-}
-
-/**
- * What no schema can say: the first number or name that refers to nothing.
- * @param {Manifest} manifest
- * @returns {string | null}
- */
-function dangling(manifest) {
-  const { inputs, outputs, buffers, slots, weights, steps, wasm, webgpu, files } = manifest;
-  /** @param {string} path @param {number} number @param {any[]} list */
-  const beyond = (path, number, list) =>
-    number < list.length ? null : `${path}: ${number}, but there are only ${list.length}`;
-  /** @param {string} path @param {string} name */
-  const unlisted = (path, name) =>
-    Object.hasOwn(files, name) ? null : `${path}: "${name}" is not in files`;
-  const found = [
-    ...inputs.map((port, i) => beyond(`/inputs/${i}/buffer`, port.buffer, buffers)),
-    ...outputs.map((port, i) => beyond(`/outputs/${i}/buffer`, port.buffer, buffers)),
-    ...buffers.map((b, i) => ("slot" in b ? beyond(`/buffers/${i}/slot`, b.slot, slots) : null)),
-    ...wasm.params.map((p, i) => ("slot" in p ? beyond(`/wasm/params/${i}`, p.slot, slots) : null)),
-    ...weights.shards.map((name, i) => unlisted(`/weights/shards/${i}`, name)),
-    ...wasm.variants.map(({ file }, i) => unlisted(`/wasm/variants/${i}/file`, file)),
-    ...webgpu.variants.map(({ file }, i) => unlisted(`/webgpu/variants/${i}/file`, file)),
-    ...steps.flatMap(({ operands, output }, i) =>
-      [...operands, output].map((number) => beyond(`/steps/${i}`, number, buffers)),
-    ),
-    ...webgpu.steps.flatMap(({ kernel, operands, output, kept = output }, i) => [
-      ...webgpu.variants.map(({ kernels }) => beyond(`/webgpu/steps/${i}/kernel`, kernel, kernels)),
-      ...[...operands, output, kept].map((number) => beyond(`/webgpu/steps/${i}`, number, buffers)),
-    ]),
-    ...walk(manifest.program).map((item) => {
-      if ("steps" in item) return beyond("/program", item.steps[1] - 1, steps);
-      if ("read" in item) return beyond("/program", item.read.buffer, buffers);
-      const number = "loop" in item ? item.loop.going : item.branch.condition;
-      return beyond("/program", number ?? 0, buffers);
-    }),
-  ];
-  return found.find((text) => text !== null) ?? null;
 }
 
 /**

@@ -15,10 +15,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pywebgpu import bundle as module
 from pywebgpu.build import WASM_VARIANTS
-from pywebgpu.bundle import Bundle, schema_violation
+from pywebgpu.bundle import Bundle, content_hash, schema_violation
 from pywebgpu.compile import compile_model
 from pywebgpu.errors import BundleError, InputError
 from pywebgpu.export import export
+from pywebgpu.references import dangling
+from tests.web import mini
 
 
 def _model(width: int = 40) -> bytes:
@@ -147,7 +149,7 @@ def test_no_bundle_at_all(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="not a bundle"):
         Bundle.load(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(BundleError, match="not JSON"):
+    with pytest.raises(BundleError, match="cannot be read"):
         Bundle.load(tmp_path)
 
 
@@ -195,3 +197,29 @@ def test_schema_keywords_are_those_that_javascript_knows() -> None:
     for keyword in keywords(schema):
         assert f"  {keyword}: " in source or f'"{keyword}"' in source, keyword
     assert schema_violation({}) is not None
+
+
+@pytest.mark.parametrize(("path", "value"), mini.WRONG_FIELDS)
+def test_a_manifest_with_a_wrong_field(tmp_path: Path, path: list[Any], value: Any) -> None:
+    """The browser's runtime is asked the same in tests/web/test_bundle_errors.py."""
+    mini.write(tmp_path / "mini")
+    assert dangling(Bundle.load(tmp_path / "mini").manifest) is None
+    place = mini.damage(tmp_path / "mini", path, value)
+    with pytest.raises(BundleError) as caught:
+        Bundle.load(tmp_path / "mini")
+    assert f"{tmp_path}/mini/manifest.json" in caught.value.where
+    assert place in caught.value.what or "0.5" in caught.value.what
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"null", b"[1, 2, 3]", b'{"a": 1}'])
+@pytest.mark.parametrize("name", ["specs.json", "kernels.default.wgsl.json"])
+def test_a_file_of_another_content(folder: Path, name: str, content: bytes) -> None:
+    """With the right hash: what a bundle says of itself is not enough."""
+    (folder / name).write_bytes(content)
+    entry = {"bytes": len(content), "sha256": content_hash(content)}
+    mini.damage(folder, ["files", name], entry)
+    bundle = Bundle.load(folder)
+    use = bundle.plan if name == "specs.json" else bundle.wgsl_kernels
+    with pytest.raises(BundleError, match="cannot be read") as caught:
+        use()
+    assert name in caught.value.where

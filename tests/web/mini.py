@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,49 @@ def write(folder: Path, **changes: Any) -> Path:
         (folder / name).write_bytes(data)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
+
+
+WRONG_FIELDS: list[tuple[list[Any], Any]] = [
+    (["steps", 0, "kernel"], "zero"),
+    (["inputs", 0, "shape", 0], ["pow", "n", 2]),
+    (["inputs", 0, "shape", 0], ["//", "n", 2, 2]),
+    (["inputs", 0, "shape", 0], "m"),
+    (["inputs", 1, "dtype"], "string"),
+    (["files", "weights-000.bin", "sha256"], "abc"),
+    (["slots"], None),
+    (["slots", 0], "m"),
+    (["buffers", 4, "weight"], 1 << 20),
+    (["buffers", 4, "weight"], 0.5),
+    (["webgpu", "steps", 1, "kernel"], 2),
+    (["webgpu", "steps", 0, "args"], []),
+    (["webgpu", "steps", 0, "output"], 0),
+    (["webgpu", "steps", 0, "output"], 4),
+    (["webgpu", "steps", 0, "operands"], []),
+    (["steps", 0], None),
+    (["steps", 0, "args", 0], "m"),
+    (["outputs", 0, "buffer"], 6),
+    (["wasm", "params", 3], {"slot": 4}),
+    (["wasm", "scratch_per_thread"], "m"),
+    (["weights", "shards", 0], "weights-009.bin"),
+    (["webgpu", "variants", 0, "kernels", 0, "passes", 0, "bindings", 0], ["operant", 0]),
+    (["webgpu", "variants", 0, "kernels", 0, "passes", 0, "bindings", 0], ["scratch", 3]),
+    (["webgpu", "variants", 0, "file"], "../kernels.json"),
+    (["webgpu", "variants", 0, "tests"], "nowhere.json"),
+    (["program"], [{"steps": [0, 9]}]),
+    (["program"], [{"loop": {"trips": "m", "limited": False, "body": [], "where": ""}}]),
+    (["no such entry"], 1),
+]
+"""What is wrong of a manifest, with the schema or with what it refers to."""
+
+
+def damage(folder: Path, path: Sequence[Any], value: Any) -> str:
+    """Write something else at a place of the bundle's manifest; the place around it, as an error
+    says it."""
+    file = folder / "manifest.json"
+    manifest = json.loads(file.read_text())
+    target = manifest
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    file.write_text(json.dumps(manifest))
+    return "".join(f"/{key}" for key in path[:-1])

@@ -52,35 +52,14 @@ def test_manifest_that_is_none(open_page: OpenPage, site: Path, content: bytes) 
     assert facts["where"].endswith("/mini/manifest.json")
 
 
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        (["steps", 0, "kernel"], "zero"),
-        (["inputs", 0, "shape", 0], ["pow", "n", 2]),
-        (["inputs", 1, "dtype"], "string"),
-        (["files", "weights-000.bin", "sha256"], "abc"),
-        (["slots"], None),
-        (["webgpu", "steps", 1, "kernel"], 2),
-        (["steps", 0], None),
-        (["outputs", 0, "buffer"], 6),
-        (["wasm", "params", 3], {"slot": 4}),
-        (["weights", "shards", 0], "weights-009.bin"),
-        (["webgpu", "variants", 0, "kernels", 0, "passes", 0, "bindings", 0], ["operant", 0]),
-        (["no such entry"], 1),
-    ],
-)
+@pytest.mark.parametrize(("path", "value"), mini.WRONG_FIELDS)
 def test_manifest_with_a_wrong_field(
     open_page: OpenPage, site: Path, path: list[Any], value: Any
 ) -> None:
-    manifest = json.loads((site / "mini" / "manifest.json").read_text())
-    target = manifest
-    for key in path[:-1]:
-        target = target[key]
-    target[path[-1]] = value
-    (site / "mini" / "manifest.json").write_text(json.dumps(manifest))
+    place = mini.damage(site / "mini", path, value)
     facts = create_facts(open_page(), "wasm")
     assert facts["name"] == "BundleError"
-    assert "/" + "/".join(map(str, path)) in facts["what"]
+    assert place in facts["what"]
 
 
 def test_half_precision_where_it_cannot_run(open_page: OpenPage, site: Path, provider: str) -> None:
