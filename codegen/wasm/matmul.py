@@ -12,6 +12,7 @@ shorter ones take their place at the end, so that at most one row is computed tw
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..caps import WasmCaps
@@ -67,9 +68,10 @@ OWN_ROWS = 24
 """With as many rows a thread takes some of its own; with fewer, threads divide the columns, since
 each of them reads all of B otherwise."""
 
-TALL = 6
-"""From as many rows on, the last tiles are `SHORTER` by so many rows where that fits better."""
-SHORTER = 2
+SHORTER = {6: 2, 8: 2, 10: 2}
+"""By how many rows the last tiles of a product are shorter, where that leaves less to compute
+twice, for the heights of tile that have short ones."""
+SHORTER_INT8 = {4: 1, 5: 1}
 
 LEAST_MULTIPLICATIONS = 400_000
 """Of a part of a thread's share: some 15 microseconds."""
@@ -114,12 +116,24 @@ def space(spec: Matmul, caps: WasmCaps) -> list[Knobs]:
 
 def _cost(tile: Tile, rows: int) -> float:
     """Of so many rows, with short tiles at their end (see `_Emitter._short`)."""
-    few = min(-rows % tile.rows // SHORTER, -(-rows // tile.rows) - 1)
-    if tile.rows < TALL or few < 1:
+    tall, few = _mix(rows, tile.rows, SHORTER)
+    if not few:
         return tile.cost(rows)
-    short = replace(tile, rows=tile.rows - SHORTER)
-    count = -(-rows // tile.rows) - few
-    return tile.cost(count * tile.rows) + short.cost(few * short.rows)
+    short = replace(tile, rows=tile.rows - SHORTER[tile.rows])
+    return tile.cost(tall * tile.rows) + short.cost(few * short.rows)
+
+
+def _int8_cost(tile: int8.Tile, rows: int) -> float:
+    tall, few = _mix(rows, tile.rows, SHORTER_INT8)
+    cost = tall * int8.cost(tile.rows, tile.panels)
+    return cost + (few * int8.cost(tile.rows - SHORTER_INT8[tile.rows], tile.panels) if few else 0)
+
+
+def _mix(rows: int, height: int, shorter: dict[int, int]) -> tuple[int, int]:
+    """How many tiles of that height, and how many short ones, make so many rows."""
+    tiles = -(-rows // height)
+    few = min(-rows % height // shorter[height], tiles - 1) if height in shorter else 0
+    return tiles - max(few, 0), max(few, 0)
 
 
 def _is_int8(spec: Matmul) -> bool:
@@ -161,7 +175,7 @@ def _int8_space(spec: Matmul, caps: WasmCaps, most: int) -> list[Knobs]:
             found[Knobs(tile.rows, tile.panels, tile.unroll, block)] = None
     candidates = list(found)
     if rows is not None:
-        candidates.sort(key=lambda c: -(-rows // c.rows) * int8.cost(c.rows, c.panels))
+        candidates.sort(key=lambda c: _int8_cost(int8.Tile(c.rows, c.panels, c.unroll), rows))
     return candidates
 
 
@@ -199,6 +213,8 @@ def _contiguous(view: View, axis: int) -> bool:
 
 
 class _Emitter:
+    shorter = SHORTER
+
     def __init__(self, module: Module, spec: Matmul, knobs: Knobs) -> None:
         self.module, self.spec, self.knobs = module, spec, knobs
         self.integer = spec.operands[0] is Storage.I32
@@ -215,7 +231,8 @@ class _Emitter:
         self.parts = self._parts()
         rows = max(v.rows for v in self.variants)
         # So many rows before the end the first of the short tiles begins, at most.
-        self.last_rows = max(rows, (rows - 1) // SHORTER * (rows - SHORTER))
+        by = self.shorter.get(rows, rows)
+        self.last_rows = max(rows, (rows - 1) // by * (rows - by))
         self.block_tiles = max(-(-self.last_rows // rows), -(-knobs.block // rows))
         self.block_rows = self.block_tiles * rows
         self.epilogue = Epilogue(module, spec, spec.n)
@@ -278,9 +295,7 @@ class _Emitter:
         i, m0, b_now, c, ahead, seen = f.locals(I32, 6)
         f.zero(seen)
         parts = self.parts if tile == self.variants[0] else []
-        short = self._short(tile)
-        all_tiles = f.hold((affine(m) + (tile.rows - 1)) // tile.rows)
-        whole = all_tiles if short is None else self._whole(f, tile, m, all_tiles)
+        heights = self._heights(f, tile, m)
 
         def one(of: Tile, run: IntLike, from_k: IntLike, last: bool) -> None:
             """Add `run` of K to the tile that begins with row `m0`."""
@@ -317,22 +332,7 @@ class _Emitter:
                     f.set(seen)
                 if lines:
                     f.assign(ahead, ahead + 64 * lines)
-                f.assign(m0, (first + i) * tile.rows)
-                if not (isinstance(m, int) and m % tile.rows == 0):
-                    f.assign(m0, imin(m0, f.hold(affine(m) - tile.rows)))
-                if short is None:
-                    with f.scope():
-                        one(tile, run, from_k, last)
-                else:
-                    f.push(first + i, whole)
-                    f.i32_lt_s()
-                    with f.if_():
-                        with f.scope():
-                            one(tile, run, from_k, last)
-                        f.else_()
-                        with f.scope():
-                            f.assign(m0, affine(m) - (affine(all_tiles) - first - i) * short.rows)
-                            one(short, run, from_k, last)
+                heights.pick(first + i, m0, lambda of: one(of, run, from_k, last))
                 if parts:
                     f.assign(c, c + tile.rows * tile.columns * 4)
 
@@ -353,21 +353,13 @@ class _Emitter:
         f.i32_store()
         return f
 
-    def _short(self, tile: Tile) -> Tile | None:
-        """What takes the place of the last few tiles, so that hardly a row is computed twice."""
-        if tile.rows < TALL or (
-            isinstance(self.spec.m, int) and -self.spec.m % tile.rows < SHORTER
-        ):
-            return None
-        return Tile(tile.rows - SHORTER, tile.panels, tile.unroll)
-
-    @staticmethod
-    def _whole(f: Function, tile: Tile, m: IntLike, tiles: IntLike) -> IntLike:
-        """How many of all tiles are not short: each short one takes back some of what the tiles
-        reach beyond the last row. The first is whole."""
-        beyond = affine(tiles) * tile.rows - m
-        few = f.hold(affine(beyond) // SHORTER)
-        return f.hold(imax(f.hold(affine(tiles) - few), 1))
+    def _heights(self, f: Function, tile: Tile, m: IntLike) -> _Heights:
+        """The tile, and the short one that takes its place at the end if that leaves less to
+        compute twice."""
+        by = self.shorter.get(tile.rows)
+        if by is None or (isinstance(m, int) and -m % tile.rows < by):
+            return _Heights(f, m, tile)
+        return _Heights(f, m, tile, replace(tile, rows=tile.rows - by))
 
     def _ahead(
         self, f: Function, frame: Frame, tile: Tile, b: Local, n0: Local,
@@ -563,8 +555,7 @@ class _Emitter:
         pitch = f.hold(affine(size(self.row_pitch, args)) * 4)
         # The last tiles may be moved back to before the block's first row.
         begin = f.value(first * rows)
-        f.assign(begin, imin(begin, f.hold(affine(m) - self.last_rows)))
-        f.assign(begin, imax(begin, 0))
+        f.assign(begin, imax(imin(begin, f.hold(affine(m) - self.last_rows)), 0))
         key = f.value(affine(at) * 0x10000 + block)
         f.push(packed, key)
         f.i32_ne()
@@ -609,6 +600,40 @@ class _Emitter:
         f.assign(b, target)
 
 
+class _Heights:
+    """Where the tiles of so many rows begin, the last few of which may be short ones: each takes
+    back some of what all tiles reach beyond the last row. The first is never short."""
+
+    def __init__(self, f: Function, m: IntLike, tile: Tile, short: Tile | None = None) -> None:
+        self.f, self.m, self.tile, self.short = f, m, tile, short
+        self.all = f.hold((affine(m) + (tile.rows - 1)) // tile.rows)
+        self.last = f.hold(affine(m) - tile.rows)
+        if short is not None:
+            beyond = affine(self.all) * tile.rows - m
+            few = f.hold(affine(beyond) // (tile.rows - short.rows))
+            self.tall = f.hold(imax(f.hold(affine(self.all) - few), 1))
+
+    def pick(self, number: Int, m0: Local, body: Callable[[Tile], None]) -> None:
+        """`body` for the shape of tile `number`, with its first row in `m0`."""
+        f, tile = self.f, self.tile
+        f.assign(m0, number * tile.rows)
+        if not (isinstance(self.m, int) and self.m % tile.rows == 0):
+            f.assign(m0, imin(m0, self.last))
+        if self.short is None:
+            with f.scope():
+                body(tile)
+            return
+        f.push(number, self.tall)
+        f.i32_lt_s()
+        with f.if_():
+            with f.scope():
+                body(tile)
+            f.else_()
+            with f.scope():
+                f.assign(m0, affine(self.m) - (affine(self.all) - number) * self.short.rows)
+                body(self.short)
+
+
 class _BlocksEmitter(_Emitter):
     """Weights in codes: a group of panels becomes floats before the tiles run over it."""
 
@@ -642,6 +667,8 @@ class _BlocksEmitter(_Emitter):
 class _Int8Emitter(_Emitter):
     """Bytes against bytes: a block of A becomes row records (see `int8`), B is int8 panels."""
 
+    shorter = SHORTER_INT8
+
     def __init__(self, module: Module, spec: Matmul, knobs: Knobs) -> None:
         assert isinstance(spec.k, int), "a packed constant has a static K"
         self.k = spec.k
@@ -665,20 +692,21 @@ class _Int8Emitter(_Emitter):
             f"matmul_int8_{tile.rows}x{tile.columns}", Frame.types(spec, 6 + self.rank)
         )
         frame, (a, b, first, count, n0, dump, *_) = Frame.inner(spec, f)
-        bytes_tile = int8.Tile(tile.rows, tile.panels, tile.unroll)
         i, m0, b_now = f.locals(I32, 3)
+        heights = self._heights(f, tile, f.hold(size(spec.m, frame.args)))
+
+        def one(of: Tile) -> None:
+            base = f.value(a + affine(m0) * self.pitch)
+            rows = [(base, r * self.pitch) for r in range(of.rows)]
+            f.assign(b_now, b)
+            bytes_tile = int8.Tile(of.rows, of.panels, of.unroll)
+            core = int8.Core(f, bytes_tile, self.k, rows, b_now, self.exact)
+            core.run()
+            at: list[list[IntLike]] = [[m0 + r] for r in range(of.rows)]
+            self.epilogue.store_tile(f, frame, core.acc, at, n0, n0, dump)
+
         with f.loop_range(i, 0, count):
-            f.assign(m0, (first + i) * tile.rows)
-            if not (isinstance(spec.m, int) and spec.m % tile.rows == 0):
-                f.assign(m0, imin(m0, f.hold(affine(size(spec.m, frame.args)) - tile.rows)))
-            with f.scope():
-                base = f.value(a + affine(m0) * self.pitch)
-                rows = [(base, r * self.pitch) for r in range(tile.rows)]
-                f.assign(b_now, b)
-                core = int8.Core(f, bytes_tile, self.k, rows, b_now, self.exact)
-                core.run()
-                at: list[list[IntLike]] = [[m0 + r] for r in range(tile.rows)]
-                self.epilogue.store_tile(f, frame, core.acc, at, n0, n0, dump)
+            heights.pick(first + i, m0, one)
         return f
 
     def _pack_a(
@@ -689,7 +717,7 @@ class _Int8Emitter(_Emitter):
         spec, args = self.spec, frame.args
         target = f.value(scratch + size(self.a_at, args))
         begin = f.value(first * rows)
-        f.assign(begin, imin(begin, f.hold(affine(m) - rows)))
+        f.assign(begin, imax(imin(begin, f.hold(affine(m) - self.last_rows)), 0))
         key = f.value(affine(at) * 0x10000 + block)
         f.push(packed, key)
         f.i32_ne()

@@ -69,6 +69,15 @@ def test_product(executor: str, sizes: tuple[int, int, int], dynamic: bool) -> N
 
 
 @pytest.mark.parametrize("executor", WASM)
+@pytest.mark.parametrize("m", [*range(4, 17), 49])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_any_number_of_rows_is_made_of_tall_and_short_tiles(
+    executor: str, m: int, dynamic: bool
+) -> None:
+    check_product(executor, (m, 24, 40), dynamic, False, np.random.default_rng())
+
+
+@pytest.mark.parametrize("executor", WASM)
 @settings(max_examples=25, deadline=None)
 @given(
     sizes=st.tuples(st.integers(0, 41), st.integers(1, 41), st.integers(1, 70)),
