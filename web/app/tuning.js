@@ -126,7 +126,11 @@ export class TuningPanel {
     if (!tuning || tuning.rows === this.#rows) return;
     this.#rows = tuning.rows;
     this.#peak = tuning.caps?.gflops;
-    if (tuning.caps) element("tuning-device", HTMLElement).textContent = describe(tuning.caps);
+    if (tuning.caps) {
+      const above = this.#rows.some(({ flops, default_ms }) => (flops ?? 0) / default_ms / 1e6 > tuning.caps?.gflops);
+      const why = above ? " Above the line: convolutions that need fewer multiplications than are counted (Winograd)." : "";
+      element("tuning-device", HTMLElement).textContent = describe(tuning.caps) + why;
+    }
     this.#showKernels();
     drawRoofline(this.#roofline, this.#rows, this.#peak);
     element("tuning-peak", HTMLElement).textContent = this.#peak
