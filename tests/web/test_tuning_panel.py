@@ -55,6 +55,11 @@ def test_tunes_and_shows_it(page: Page, tmp_path: Path) -> None:
     asked: list[str] = page.asked  # type: ignore[attr-defined]
     assert not [url for url in asked if "pyodide" in url or "uPlot.esm" in url]
     page.click("#tuning-start")
+    page.click("#tuning-cancel")
+    page.wait_for_selector("html[data-tuning=done]")
+    assert page.inner_text("#tuning-state") == "Stopped"
+    assert page.locator("#tuning-found").is_hidden(), "nothing was found"
+    page.click("#tuning-start")
     before = page.locator("#tuning").bounding_box()
     page.click("#tuning-pause")  # as soon as Python is there
     assert page.inner_text("#tuning-pause") == "Resume"

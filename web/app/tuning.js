@@ -67,6 +67,10 @@ export class TuningPanel {
     this.#start.disabled = true;
     document.documentElement.dataset.tuning = "busy";
     element("tuning-found", HTMLElement).hidden = false;
+    // What an earlier tuning found may be of another executor.
+    this.#rows = [];
+    this.#showKernels();
+    this.#roofline.replaceChildren();
     showError(null);
     try {
       await this.#plot.start();
@@ -81,18 +85,20 @@ export class TuningPanel {
       const report = await tuning.finished;
       const gain = report.bestMs ? report.defaultMs / report.bestMs - 1 : 0;
       const found = gain > 0.001 ? `kernels ${(100 * gain).toFixed(0)} % quicker` : "nothing quicker";
-      this.#state.textContent = `${report.candidates} forms tried in ${Math.round(report.seconds)} s: ${found}`;
+      const tried = `${report.candidates} forms tried in ${Math.round(report.seconds)} s: ${found}`;
+      const stopped = report.candidates ? `Stopped. ${tried}` : "Stopped";
+      this.#state.textContent = tuning.state === "cancelled" ? stopped : tried;
       this.#bar.value = 1;
     } catch (error) {
       this.#state.textContent = "Tuning failed";
       this.#bar.value = 0;
-      element("tuning-found", HTMLElement).hidden = !this.#rows.length;
       throw error;
     } finally {
       this.#tuning = null;
       this.#start.disabled = !this.#runner.session;
       this.#pause.disabled = this.#cancel.disabled = true;
       this.#pause.textContent = "Pause";
+      element("tuning-found", HTMLElement).hidden = !this.#rows.length;
       document.documentElement.dataset.tuning = "done";
     }
   }
