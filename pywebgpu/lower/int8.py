@@ -3,7 +3,7 @@
 Matrices of products and convolutions are quantised per output column (see `codegen.spec.Matmul` for
 what happens to the other operand), tables that rows are gathered from per row. Small ones stay f32:
 they would save nothing, and the first and last layers of small models need their precision. So do
-those whose product is quicker in f32 on the CPU (see `int8_cost`): Winograd has most
+those whose product is as quick in f32 on the CPU (see `int8_cost`): Winograd has most
 3x3 convolutions do less than half the multiplications, which bytes cannot have, and where there are
 few columns, rounding the other operand takes longer than what is saved.
 """
@@ -27,6 +27,8 @@ from .values import Array, Coordinates, Read
 LEAST_DEPTH = 16
 """A shorter K has its time taken by rounding the other operand."""
 LEAST_ELEMENTS = 512
+LEAST_GAIN = 1.1
+"""Rounding costs accuracy: for less it is not worth while."""
 LEAST_TABLE = 1 << 14
 
 
@@ -68,9 +70,10 @@ class Int8:
     def takes(self, matrix: Array, node: str, name: str, cost: Cost) -> bool:
         """Does a product with this K x N constant become one of bytes?"""
         reason, gain = self._against(matrix, node, name), None
-        if reason is None and cost.int8 >= cost.f32:
+        if reason is None and cost.gain < LEAST_GAIN:
             gain = cost.gain
-            reason = "Winograd in f32 is quicker" if cost.method == "Winograd" else "f32 is quicker"
+            how = "Winograd in f32" if cost.method == "Winograd" else "f32"
+            reason = f"{how} is {'as quick' if gain > 1 else 'quicker'}"
         if reason is not None:
             self.floats[name] = KeptTensor(name, tuple(matrix.shape), reason, gain)
         return reason is None
