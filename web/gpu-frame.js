@@ -2,6 +2,7 @@
 
 import { align, evaluate } from "./dims.js";
 import { padded } from "./gpu-memory.js";
+import { GpuQueue } from "./gpu-queue.js";
 
 /** @typedef {import("./bundle.js").Manifest} Manifest */
 /** @typedef {import("./bundle.js").GpuKernel} GpuKernel */
@@ -110,7 +111,7 @@ export class GpuFrame {
   }
 
   release() {
-    this.args?.destroy();
+    if (this.args) GpuQueue.of(this.device).destroy(this.args);
   }
 }
 
@@ -122,18 +123,6 @@ export class GpuFrame {
 function bufferOf({ operands, output, kept }, role, index) {
   if (role === "operand") return operands[index];
   return role === "kept" ? /** @type {number} */ (kept) : output;
-}
-
-/**
- * @param {GPUComputePassEncoder} pass
- * @param {Dispatch[]} dispatches
- */
-export function encode(pass, dispatches) {
-  for (const { pipeline, group, grid } of dispatches) {
-    pass.setPipeline(pipeline);
-    pass.setBindGroup(0, group);
-    pass.dispatchWorkgroups(grid[0], grid[1], grid[2]);
-  }
 }
 
 /** @type {WeakMap<GPUBuffer, number>} */

@@ -3,6 +3,7 @@
 
 import { align } from "./dims.js";
 import { DeviceError } from "./errors.js";
+import { GpuQueue } from "./gpu-queue.js";
 
 /** @typedef {{buffer: GPUBuffer, bytes: number}} Part what to read: the first bytes of a buffer */
 
@@ -27,8 +28,9 @@ export class GpuMemory {
   /** Not for callers: see `of`. @param {GPUDevice} device */
   constructor(device) {
     this.device = device;
-    this.storage = new Kept();
-    this.staging = new Kept();
+    this.queue = GpuQueue.of(device);
+    this.storage = new Kept(this.queue);
+    this.staging = new Kept(this.queue);
   }
 
   /**
@@ -57,7 +59,7 @@ export class GpuMemory {
     return this.storage.take((buffer) => buffer.size === size) ?? this.buffer(bytes, "a tensor");
   }
 
-  /** Work that was submitted still finds its contents. @param {GPUBuffer} buffer */
+  /** Work so far still finds its contents. @param {GPUBuffer} buffer */
   giveBack(buffer) {
     this.storage.keep(buffer);
   }
@@ -74,20 +76,19 @@ export class GpuMemory {
       whole.set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
       data = whole;
     }
-    this.device.queue.writeBuffer(buffer, offset, /** @type {any} */ (data));
+    this.queue.write(buffer, /** @type {any} */ (data), offset);
   }
 
   /**
-   * Submits what `encoder` holds, then reads: one mapped buffer for all parts.
-   * @param {GPUCommandEncoder} encoder
+   * As all work so far leaves them: one mapped buffer for all parts.
    * @param {Part[]} parts
    * @returns {Promise<ArrayBuffer[]>}
    */
-  async read(encoder, parts) {
-    const { device, staging } = this;
+  async read(parts) {
+    const { device, queue, staging } = this;
     const total = parts.reduce((sum, { bytes }) => sum + align(bytes, 8), 0);
     if (total === 0) {
-      device.queue.submit([encoder.finish()]);
+      queue.submit();
       return parts.map(() => new ArrayBuffer(0));
     }
     const { MAP_READ, COPY_DST } = GPUBufferUsage;
@@ -99,10 +100,10 @@ export class GpuMemory {
     let end = 0;
     for (const { buffer, bytes } of parts) {
       offsets.push(end);
-      if (bytes) encoder.copyBufferToBuffer(buffer, 0, target, end, align(bytes, 4));
+      if (bytes) queue.copy(buffer, target, align(bytes, 4), end);
       end += align(bytes, 8); // mapped ranges begin at multiples of 8
     }
-    device.queue.submit([encoder.finish()]);
+    queue.submit();
     await target.mapAsync(GPUMapMode.READ, 0, total);
     const mapped = target.getMappedRange(0, total);
     const found = parts.map(({ bytes }, i) => mapped.slice(offsets[i], offsets[i] + bytes));
@@ -120,7 +121,9 @@ export class GpuMemory {
 
 /** Buffers that wait for their next use, bounded. */
 class Kept {
-  constructor() {
+  /** @param {GpuQueue} queue */
+  constructor(queue) {
+    this.queue = queue;
     /** @type {GPUBuffer[]} */
     this.buffers = [];
     this.bytes = 0;
@@ -138,7 +141,7 @@ class Kept {
   /** @param {GPUBuffer} buffer */
   keep(buffer) {
     if (this.buffers.length >= KEPT_COUNT || this.bytes + buffer.size > KEPT_BYTES) {
-      buffer.destroy();
+      this.queue.destroy(buffer);
       return;
     }
     this.buffers.push(buffer);
@@ -146,7 +149,7 @@ class Kept {
   }
 
   destroy() {
-    for (const buffer of this.buffers) buffer.destroy();
+    for (const buffer of this.buffers) this.queue.destroy(buffer);
     this.buffers = [];
     this.bytes = 0;
   }

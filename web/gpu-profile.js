@@ -1,8 +1,8 @@
 // Where a run's time goes on the GPU, by timestamps.
 
 import { DeviceError } from "./errors.js";
-import { encode } from "./gpu-frame.js";
 import { GpuMemory } from "./gpu-memory.js";
+import { encode } from "./gpu-queue.js";
 
 /** @typedef {import("./gpu-frame.js").Dispatch} Dispatch */
 
@@ -53,7 +53,8 @@ async function timeSome(device, groups, repeats) {
     pass.end();
   });
   encoder.resolveQuerySet(querySet, 0, 2 * groups.length, resolved, 0);
-  const [bytes] = await GpuMemory.of(device).read(encoder, [{ buffer: resolved, bytes: size }]);
+  device.queue.submit([encoder.finish()]);
+  const [bytes] = await GpuMemory.of(device).read([{ buffer: resolved, bytes: size }]);
   querySet.destroy();
   resolved.destroy();
   const times = new BigUint64Array(bytes);

@@ -4,12 +4,15 @@
 import { product } from "./dims.js";
 import { InputError } from "./errors.js";
 import { GpuMemory, padded } from "./gpu-memory.js";
+import { GpuQueue } from "./gpu-queue.js";
 import { ELEMENT_BYTES, unpack } from "./tensor.js";
 
 /** @typedef {import("./tensor.js").DataType} DataType */
 /** @typedef {import("./tensor.js").Storage} Storage */
 
 export class GpuTensor {
+  #buffer;
+  #shared;
   #pooled;
   #disposed = false;
 
@@ -26,8 +29,8 @@ export class GpuTensor {
     const floats = type.startsWith("float") || type === "bfloat16";
     /** @readonly */
     this.device = device;
-    /** @readonly */
-    this.buffer = buffer;
+    this.#buffer = buffer;
+    this.#shared = !pooled;
     /** @readonly */
     this.type = type;
     /** @readonly */
@@ -50,6 +53,23 @@ export class GpuTensor {
     return product(this.dims) * ELEMENT_BYTES[this.storage];
   }
 
+  /** Where it lies, for work of the caller's: the runs that compute it have been submitted. */
+  get buffer() {
+    GpuQueue.of(this.device).submit();
+    this.#shared = true;
+    return this.#buffer;
+  }
+
+  /** Others than sessions may know the buffer, and write to it or read it at any time. */
+  get shared() {
+    return this.#shared;
+  }
+
+  /** The buffer, for runs, which keep the queue's order. @param {GpuTensor} tensor */
+  static memory(tensor) {
+    return tensor.#buffer;
+  }
+
   /** Number of elements. */
   get size() {
     return product(this.dims);
@@ -64,8 +84,8 @@ export class GpuTensor {
   /** The elements, as `Tensor.data` has them: waits for the runs that compute them. */
   async data() {
     this.check("GpuTensor.data");
-    const part = { buffer: this.buffer, bytes: this.#bytes() };
-    const [bytes] = await GpuMemory.of(this.device).read(this.device.createCommandEncoder(), [part]);
+    const part = { buffer: this.#buffer, bytes: this.#bytes() };
+    const [bytes] = await GpuMemory.of(this.device).read([part]);
     return unpack(bytes, this.storage, this.type, this.dims).data;
   }
 
@@ -73,7 +93,7 @@ export class GpuTensor {
   dispose() {
     if (this.#disposed) return;
     this.#disposed = true;
-    if (this.#pooled) GpuMemory.of(this.device).giveBack(this.buffer);
-    else this.buffer.destroy();
+    if (this.#pooled) GpuMemory.of(this.device).giveBack(this.#buffer);
+    else GpuQueue.of(this.device).destroy(this.#buffer);
   }
 }

@@ -90,6 +90,8 @@ export class GpuTensor {
     storage?: Storage,
   );
   readonly device: GPUDevice;
+  /** Where it lies. Asking for it submits the runs that compute it: ask where work of your own
+   * needs it, and not before. */
   readonly buffer: GPUBuffer;
   readonly type: DataType;
   readonly dims: readonly number[];
@@ -185,7 +187,8 @@ export class InferenceSession {
    * after a DeviceError of the wasm provider the session is of no more use.
    *
    * With `outputs: "gpu"` (WebGPU only) the outputs stay there, and the promise resolves as soon as
-   * the work is submitted.
+   * the work is encoded. Small runs are submitted together, at the latest when a tensor's `buffer` or
+   * `data()` is asked for or the page's task ends.
    */
   run<Where extends "js" | "gpu" = "js">(
     feeds: Record<string, Tensor | GpuTensor>,

@@ -18,6 +18,7 @@ import "./features.js";
 import "./gpu-frame.js";
 import "./gpu-memory.js";
 import "./gpu-profile.js";
+import "./gpu-queue.js";
 import "./schema.js";
 import "./shapes.js";
 import "./wasm-ways.js";

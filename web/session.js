@@ -195,7 +195,7 @@ export class InferenceSession {
         remedy: "Make it with this session's upload().",
       });
     }
-    return tensor.buffer;
+    return tensor;
   }
 
   /**
@@ -269,7 +269,8 @@ export class InferenceSession {
    * @param {Record<string, Tensor | GpuTensor>} feeds
    * @param {{signal?: AbortSignal, outputs?: Where}} [options] the signal rejects the promise; work
    *   that has begun is finished in the background. With outputs "gpu" the promise resolves as
-   *   soon as the work is submitted
+   *   soon as the work is encoded; it is submitted with that of following runs, at the latest when
+   *   a tensor's `buffer` or `data` is asked for or the page's task ends
    * @returns {Promise<Record<string, Where extends "gpu" ? GpuTensor : Tensor>>}
    */
   async run(feeds, { signal, outputs } = {}) {
@@ -292,7 +293,7 @@ export class InferenceSession {
   /**
    * @template {boolean} Stay
    * @param {Frame} run
-   * @param {(Packed | GPUBuffer)[]} inputs
+   * @param {(Packed | GpuTensor)[]} inputs
    * @param {Stay} stay
    * @returns {Promise<Stay extends true ? GPUBuffer[] : ArrayBuffer[]>}
    */
@@ -315,7 +316,7 @@ export class InferenceSession {
    * Also where the device is lost.
    * @template {boolean} Stay
    * @param {Frame} run
-   * @param {(Packed | GPUBuffer)[]} inputs
+   * @param {(Packed | GpuTensor)[]} inputs
    * @param {Stay} stay
    * @returns {Promise<Stay extends true ? GPUBuffer[] : ArrayBuffer[]>}
    */

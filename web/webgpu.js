@@ -4,9 +4,11 @@
 import { align, evaluate } from "./dims.js";
 import { DeviceError } from "./errors.js";
 import { healthy } from "./gpu-check.js";
-import { GpuFrame, callsOf, encode } from "./gpu-frame.js";
+import { GpuFrame, callsOf } from "./gpu-frame.js";
 import { GpuMemory, padded } from "./gpu-memory.js";
 import { timePasses } from "./gpu-profile.js";
+import { encode } from "./gpu-queue.js";
+import { GpuTensor } from "./gpu-tensor.js";
 import { follow, walk } from "./program.js";
 import { outputBytes, trialFrames } from "./shapes.js";
 
@@ -35,7 +37,6 @@ const OPTIONAL = ["timestamp-query", "shader-f16", "subgroups"];
 
 const SELF_TEST_MS = 1000; // after the first run
 const FRAMES = 16; // sets of shapes that are kept prepared
-const BATCH = 4096; // dispatches that are submitted together where a program has many
 
 /**
  * Names that variants may need, as `WgslVariant` in codegen/caps.py has them.
@@ -381,10 +382,10 @@ export class GpuHost {
 
   /**
    * The outputs' bytes, or the buffers that hold them. Several runs may be in flight: the queue
-   * keeps them in order.
+   * keeps them in order, and may not have submitted those whose outputs stay.
    * @template {boolean} [Stay=false]
    * @param {Frame} run
-   * @param {(Packed | GPUBuffer)[]} inputs
+   * @param {(Packed | GpuTensor)[]} inputs
    * @param {Stay} [stay] leave the outputs on the GPU
    * @returns {Promise<Stay extends true ? GPUBuffer[] : ArrayBuffer[]>}
    */
@@ -396,7 +397,11 @@ export class GpuHost {
       this.tail = result.catch(() => {});
       return /** @type {any} */ (result);
     }
+    const { queue } = this.#ready();
     const isNew = !this.frames.has(run.key);
+    // Others see the buffers of these, or the device is asked about this run.
+    const alone = isNew || inputs.some((input) => input instanceof GpuTensor && input.shared);
+    if (alone) queue.submit();
     if (isNew) {
       device.pushErrorScope("out-of-memory");
       device.pushErrorScope("validation");
@@ -404,7 +409,8 @@ export class GpuHost {
     let results;
     let checked;
     try {
-      results = /** @type {Promise<any>} */ (this.#submit(run, inputs, stay ?? false));
+      results = /** @type {Promise<any>} */ (this.#encode(run, inputs, stay ?? false));
+      if (alone) queue.submit();
     } finally {
       if (isNew) checked = this.#checkScopes(device, run);
       checked?.catch(() => {});
@@ -494,7 +500,8 @@ export class GpuHost {
     const tensors = slotBytes.reduce((sum, bytes) => sum + bytes, 0);
     const scratch = this.scratch.reduce((sum, { size }) => sum + size, 0);
     const weights = this.#ready().manifest.weights.bytes;
-    for (const buffer of [...this.slots.splice(0), ...this.scratch.splice(0)]) buffer.destroy();
+    const { queue } = this.#ready();
+    for (const buffer of [...this.slots.splice(0), ...this.scratch.splice(0)]) queue.destroy(buffer);
     this.#forget();
     return new DeviceError("the GPU has not enough memory", {
       where: "webgpu",
@@ -507,70 +514,52 @@ export class GpuHost {
   /**
    * Inputs that lie on the GPU and outputs that stay there are bound where they are: no copies.
    * @param {Frame} run
-   * @param {(Packed | GPUBuffer)[]} inputs
+   * @param {(Packed | GpuTensor)[]} inputs
    * @param {boolean} stay
    * @returns {Promise<ArrayBuffer[] | GPUBuffer[]>}
    */
-  #submit(run, inputs, stay) {
+  #encode(run, inputs, stay) {
     const frame = this.#prepare(run);
     const { bound, parts } = this.#bind(run, inputs, stay);
-    const encoder = this.#ready().device.createCommandEncoder();
-    const pass = encoder.beginComputePass();
-    encode(pass, frame.dispatches(bound));
-    pass.end();
-    return this.#finish(encoder, parts, stay);
+    this.#ready().queue.dispatch(frame.dispatches(bound));
+    return this.#finish(parts, stay);
   }
 
   /**
-   * As `#submit`, for plans with a program. Runs wait for each other, since the host looks at what
+   * As `#encode`, for plans with a program. Runs wait for each other, since the host looks at what
    * lies in the slots between one submission and the next.
    * @param {Frame} run its `sizes` get what the program finds out
-   * @param {(Packed | GPUBuffer)[]} inputs
+   * @param {(Packed | GpuTensor)[]} inputs
    * @param {boolean} stay
    */
   async #followProgram(run, inputs, stay) {
     if (this.dead ?? this.lost) throw this.dead ?? this.lost;
-    const { device, memory, manifest } = this.#ready();
+    const { device, memory, queue, manifest } = this.#ready();
     device.pushErrorScope("out-of-memory");
     this.#grow(this.slots, run.slotBytes, (i) => this.#content(i, run));
     const checked = device.popErrorScope();
     const { bound, parts } = this.#bind(run, inputs, stay);
-    let encoder = device.createCommandEncoder();
-    let waiting = 0;
-    const submit = () => {
-      device.queue.submit([encoder.finish()]);
-      encoder = device.createCommandEncoder();
-      waiting = 0;
-    };
     await follow(
       manifest.program,
       run.sizes,
       ([first, end]) => {
-        // Making a part ready may replace buffers that the work so far still uses.
-        if (waiting && !this.frames.has(this.#partKey(run, first, end))) submit();
-        const dispatches = this.#prepare(run, first, end).dispatches(bound);
-        const pass = encoder.beginComputePass();
-        encode(pass, dispatches);
-        pass.end();
-        waiting += dispatches.length;
-        if (waiting > BATCH) submit();
+        queue.dispatch(this.#prepare(run, first, end).dispatches(bound));
+        queue.submitSoon();
       },
       async (buffer) => {
-        const [bytes] = await memory.read(encoder, [{ buffer: this.#bufferOf(buffer), bytes: 4 }]);
-        encoder = device.createCommandEncoder();
-        waiting = 0;
+        const [bytes] = await memory.read([{ buffer: this.#bufferOf(buffer), bytes: 4 }]);
         return new Int32Array(bytes, 0, 1)[0];
       },
     );
     const error = await checked;
     if (error) throw this.#noRoom(error, run.slotBytes);
-    return this.#finish(encoder, parts, stay);
+    return this.#finish(parts, stay);
   }
 
   /**
    * Write the inputs; which buffers stand for slots, and where the outputs will lie.
    * @param {Frame} run
-   * @param {(Packed | GPUBuffer)[]} inputs
+   * @param {(Packed | GpuTensor)[]} inputs
    * @param {boolean} stay
    */
   #bind(run, inputs, stay) {
@@ -580,8 +569,8 @@ export class GpuHost {
     manifest.inputs.forEach((port, i) => {
       const entry = manifest.buffers[port.buffer];
       const given = inputs[i];
-      if (given instanceof GPUBuffer) {
-        if ("slot" in entry) bound.set(entry.slot, given);
+      if (given instanceof GpuTensor) {
+        if ("slot" in entry) bound.set(entry.slot, GpuTensor.memory(given));
       } else if (given?.length) memory.write(this.#bufferOf(port.buffer), given);
     });
     const parts = manifest.outputs.map((port, i) => {
@@ -597,18 +586,17 @@ export class GpuHost {
   }
 
   /**
-   * @param {GPUCommandEncoder} encoder
    * @param {{buffer: GPUBuffer, bytes: number, copy: GPUBuffer | null}[]} parts
    * @param {boolean} stay
    * @returns {Promise<ArrayBuffer[] | GPUBuffer[]>}
    */
-  #finish(encoder, parts, stay) {
-    const { device, memory } = this.#ready();
-    if (!stay) return memory.read(encoder, parts);
+  #finish(parts, stay) {
+    const { memory, queue } = this.#ready();
+    if (!stay) return memory.read(parts);
     for (const { buffer, bytes, copy } of parts) {
-      if (copy && bytes) encoder.copyBufferToBuffer(copy, 0, buffer, 0, align(bytes, 4));
+      if (copy && bytes) queue.copy(copy, buffer, align(bytes, 4));
     }
-    device.queue.submit([encoder.finish()]);
+    queue.submitSoon();
     return Promise.resolve(parts.map(({ buffer }) => buffer));
   }
 
@@ -647,7 +635,7 @@ export class GpuHost {
   #ready() {
     const device = /** @type {GPUDevice} */ (this.gpuDevice);
     const memory = /** @type {GpuMemory} */ (this.memory);
-    return { device, memory, manifest: /** @type {Manifest} */ (this.manifest) };
+    return { device, memory, queue: memory.queue, manifest: /** @type {Manifest} */ (this.manifest) };
   }
 
   /**
@@ -688,7 +676,7 @@ export class GpuHost {
    * Milliseconds of a run: each step alone on the device, all of them in a row on the device, and
    * encoding and submitting them here.
    * @param {Frame} run
-   * @param {(Packed | GPUBuffer)[]} inputs
+   * @param {(Packed | GpuTensor)[]} inputs
    * @param {number} repeats
    */
   async profile(run, inputs, repeats) {
@@ -724,7 +712,7 @@ export class GpuHost {
     sizes.forEach((bytes, i) => {
       if (buffers[i]?.size >= padded(bytes)) return;
       const larger = /** @type {GpuMemory} */ (this.memory).buffer(bytes, what(i));
-      buffers[i]?.destroy(); // takes effect after the work that was submitted
+      if (buffers[i]) this.#ready().queue.destroy(buffers[i]);
       buffers[i] = larger;
       this.#forget();
     });
@@ -738,8 +726,8 @@ export class GpuHost {
   release() {
     this.dead ??= new DeviceError("the session has been released", { where: "webgpu" });
     this.#forget();
-    const weights = this.weights.values();
-    for (const buffer of [...this.slots, ...this.scratch, ...weights]) buffer.destroy();
+    const buffers = [...this.slots, ...this.scratch, ...this.weights.values()];
+    for (const buffer of buffers) this.memory?.queue.destroy(buffer);
     if (this.given) return;
     this.memory?.release();
     this.gpuDevice?.destroy();

@@ -67,6 +67,80 @@ def test_runs_in_flight_have_outputs_of_their_own(page: Page) -> None:
     assert wrong == []
 
 
+def test_runs_are_submitted_together(page: Page) -> None:
+    """As long as nobody can look: every 32 dispatches or so, and when the task ends."""
+    answer = run(
+        page,
+        """const { prototype } = GPUQueue;
+        const { submit } = prototype;
+        let count = 0;
+        prototype.submit = function (...all) { count++; return submit.apply(this, all); };
+        const fed = s.upload(t.feeds([1, 2, 3], 5));
+        const keep = { outputs: "gpu" };
+        await s.run(fed, keep);  // a set of shapes is checked alone
+        await new Promise((done) => setTimeout(done, 20));
+        const counted = [];
+        count = 0;
+        let { y, k_out } = await s.run(fed, keep);
+        for (let i = 0; i < 3; i++) {
+          const next = await s.run({ x: y, k: k_out }, keep);
+          y.dispose(); k_out.dispose();
+          ({ y, k_out } = next);
+        }
+        counted.push(count);
+        const { data } = { data: [...await y.data()] };
+        counted.push(count);
+        const late = await s.run(fed, keep);
+        counted.push(count);
+        await new Promise((done) => setTimeout(done, 20));
+        counted.push(count);
+        for (let i = 0; i < 64; i++) (await s.run(fed, keep)).y.dispose();
+        counted.push(count);
+        prototype.submit = submit;
+        return { counted, data, late: [...await late.y.data()] };""",
+    )
+    values = [1.0, 2.0, 3.0]
+    assert answer["late"] == expected(values)
+    for _ in range(4):
+        values = expected(values)
+    assert answer["data"] == values
+    unread, read, held, ended, many = answer["counted"]
+    assert (unread, read, held, ended) == (0, 1, 1, 2)
+    assert 2 <= many - ended <= 8
+
+
+def test_buffers_that_the_page_uses_itself(page: Page) -> None:
+    """Its copies see what runs wrote, and runs what it wrote before them, not after them."""
+    answer = run(
+        page,
+        """const keep = { outputs: "gpu" };
+        const { device } = s;
+        const fed = s.upload(t.feeds([1, 2, 3], 5));
+        const found = [];
+        const copy = async (from) => {
+          const usage = GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ;
+          const to = device.createBuffer({ size: 12, usage });
+          const encoder = device.createCommandEncoder();
+          encoder.copyBufferToBuffer(from, 0, to, 0, 12);
+          device.queue.submit([encoder.finish()]);
+          await to.mapAsync(GPUMapMode.READ);
+          found.push([...new Float32Array(to.getMappedRange().slice(0))]);
+        };
+        await s.run(fed, keep);
+        const first = await s.run(fed, keep);
+        await copy(first.y.buffer);
+        const { buffer } = fed.x;
+        const before = await s.run(fed, keep);
+        device.queue.writeBuffer(buffer, 0, new Float32Array([7, 8, 9]));
+        const after = await s.run(fed, keep);
+        device.queue.writeBuffer(buffer, 0, new Float32Array([0, 0, 0]));
+        for (const { y } of [before, after]) found.push([...await y.data()]);
+        return found;""",
+    )
+    one, other = expected([1.0, 2.0, 3.0]), expected([7.0, 8.0, 9.0])
+    assert answer == [one, one, other]
+
+
 def test_a_buffer_of_the_callers(page: Page) -> None:
     """Made by other code on the session's device, and left alone by runs."""
     answer = run(
