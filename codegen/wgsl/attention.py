@@ -1,6 +1,7 @@
 """Attention: softmax(q k^T) v without the q_len x kv_len matrix (flash, with online softmax).
 
-Four forms. `Tiles`: a workgroup walks the keys for a block of queries, both products by register
+Five forms. `Matrices`: both products of f16 operands on subgroup matrices, 16 queries a subgroup.
+`Tiles`: a workgroup walks the keys for a block of queries, both products by register
 tiles from workgroup memory. `Flash`: the same with few queries and keys a thread, which may read
 them where they lie. `Decode`: a workgroup has one query; its threads divide the keys. In `Tiles`
 and `Decode`, workgroups may divide the keys too; a second pass brings their parts together.
@@ -17,9 +18,9 @@ from .. import scalar as sc
 from ..caps import WgslCaps
 from ..dims import Dim, ceildiv
 from ..scalar import Type
-from ..spec import Attention, View
+from ..spec import Attention, Storage, View
 from .kernel import Pass, WgslKernel
-from .module import Module, dim_text, fold_grid, parts, runs_along
+from .module import MATRIX_FEATURES, Module, dim_text, fold_grid, parts, runs_along
 from .scalar import literal
 
 
@@ -55,6 +56,22 @@ class Tiles:
 
 
 @dataclass(frozen=True, slots=True)
+class Matrices:
+    """Knobs. A workgroup of so many subgroups of 32, 16 queries each, has bk keys at a time."""
+
+    subgroups: int
+    bk: int
+
+    @property
+    def bq(self) -> int:
+        return 16 * self.subgroups
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.subgroups
+
+
+@dataclass(frozen=True, slots=True)
 class Decode:
     """Knobs. `threads` divide the keys of one query."""
 
@@ -73,13 +90,15 @@ class Direct:
         return self.group
 
 
-Kinds = Flash | Tiles | Decode | Direct
+Kinds = Flash | Tiles | Matrices | Decode | Direct
 
 
 def Knobs(**fields: int | bool) -> Kinds:  # the family has several kinds of knobs
     """Knobs from their JSON form."""
     if "group" in fields:
         return Direct(**fields)
+    if "subgroups" in fields:
+        return Matrices(**fields)
     kind = Decode if "threads" in fields else Tiles if "dc" in fields else Flash
     return kind(**fields)  # type: ignore[arg-type]
 
@@ -129,9 +148,25 @@ class TilesFields(_ScoreFields):
     tq: int
     dc: int
     chunks: int  # of the features
+    q_loads: int  # vec4s a thread and chunk; where all features are one, they are loaded once
+    k_loads: int
+    v_loads: int
     v_columns: int
     split: bool
     parts: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatricesFields(_ScoreFields):
+    """What the template on subgroup matrices sees."""
+
+    subgroups: int
+    bk: int
+    d: int  # features, padded
+    v: int
+    p_at: int
+    k_loads: int  # vec4s a thread
+    v_loads: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +199,17 @@ def _v_columns(threads_across: int, v_dim: int) -> int:
     return (v_dim + 4 * threads_across - 1) // (4 * threads_across)
 
 
+def _padded(features: int) -> int:
+    """To whole subgroup matrices."""
+    return -(-features // 16) * 16
+
+
+def _weights_at(spec: Attention, k: Matrices) -> int:
+    """Where the softmax's weights begin, in f16 elements: behind keys and values, or queries."""
+    d, v = _padded(spec.head_dim) + 8, _padded(spec.v_dim) + 8
+    return max(k.bk * (d + v), k.bq * d)
+
+
 def _storage(spec: Attention, k: Kinds) -> int:
     """Bytes of workgroup memory."""
     d4, v4 = -(-spec.head_dim // 4), -(-spec.v_dim // 4)
@@ -171,6 +217,9 @@ def _storage(spec: Attention, k: Kinds) -> int:
         return 0
     if isinstance(k, Decode):
         return 16 * d4 + 20 * k.threads
+    if isinstance(k, Matrices):
+        halves = _weights_at(spec, k) + k.bq * (k.bk + 8)
+        return 2 * halves + 4 * k.bq * (max(k.bk, _padded(spec.v_dim)) + 4) + 4 * k.threads
     if isinstance(k, Tiles):
         across = k.bk // 4
         staged = k.bq * (k.dc + 1) + max(k.bk * (k.dc + 1), k.bk * v4)
@@ -184,21 +233,23 @@ _BLOCKS = (
     (16, 32, 2, 4), (16, 32, 2, 2), (16, 16, 2, 2), (16, 8, 1, 1), (8, 16, 1, 1),
     (8, 8, 1, 1), (8, 4, 1, 1), (4, 8, 1, 1), (4, 32, 1, 1),
 )  # fmt: skip
+_MATRICES = ((4, 32), (2, 64), (2, 32), (4, 16), (1, 64), (1, 32), (2, 16), (1, 16))
 _TILES = (
     # (bq, bk, tq), and into how many parts the keys may be cut, in the order measured
-    (64, 32, 4, (2, 4, 1)), (64, 64, 8, (1, 2)), (32, 32, 4, (2, 4, 1)), (16, 64, 2, (1, 2)),
-    (16, 32, 2, (1, 2)), (32, 64, 4, (2, 1)), (64, 32, 8, (2, 4)), (32, 16, 2, (1, 2)),
+    (32, 32, 4, (4, 2, 1)), (64, 32, 4, (4, 2)), (16, 32, 2, (4, 1, 2)), (16, 64, 2, (1, 2)),
+    (32, 32, 2, (2,)), (32, 16, 2, (2, 1)), (64, 32, 8, (4, 2)), (32, 64, 4, (2,)),
 )  # fmt: skip
+_SHORT = 128  # keys that no workgroups need to divide
 
 
 def space(spec: Attention, caps: WgslCaps) -> list[Kinds]:
-    """Small blocks of many threads first, since they fill a device with few heads and queries; one
-    query at a time where there are few queries. In the order of what `tests.bench.candidates`
-    measured on an H100 in Chromium. On a CPU a query per thread."""
+    """Tiles first, or matrices, in the order of what `tests.bench.candidates` measured on an H100
+    in Chromium; one query at a time where there are few queries. On a CPU a query per thread."""
     alone: list[Kinds] = [Direct(n) for n in (16, 64)] if caps.emulated else []
     flash, decode = _flash(spec, caps), _decode(spec, caps)
     if isinstance(spec.q_len, int) and spec.q_len <= 4:
         return [*alone, *decode, *flash[:6]]
+    matrices = _matrices(spec, caps)
     through = [k for k in flash if k.staged]
     through.sort(key=lambda k: (k.bq > 16, k.threads < 64, -k.threads))
     direct = [k for k in flash if not k.staged]
@@ -207,7 +258,10 @@ def space(spec: Attention, caps: WgslCaps) -> list[Kinds]:
     tiles = [] if caps.emulated else _tiles(spec, caps)
     whole = [k for k in decode if k.splits == 1]
     if tiles:
-        return [*through[:4], *tiles[:12], *direct[:4], *whole[:2]]
+        # Where there is little to compute, staging is what takes the time.
+        first = 2 if _is_short(spec) or not matrices else 0
+        rest = tiles[first : 6 if matrices else 12]
+        return [*tiles[:first], *matrices, *rest, *through[:3], *direct[:3], *whole[:2]]
     return [*alone, *through[:10], *direct[:6], *whole[:2]]
 
 
@@ -250,12 +304,27 @@ def _tiles(spec: Attention, caps: WgslCaps) -> list[Tiles]:
         for dc in chunks
         for splits in parts_
     ]
+    if _is_short(spec):  # small blocks of all features, keys undivided
+        found.sort(key=lambda k: (k.bq > 16, k.splits > 1, -k.dc))
     # More accumulators than 32 would leave the registers.
     return [
         k for k in found
         if k.tq * _v_columns(k.bk // 4, spec.v_dim) <= 32
         and _some_keys(spec, k, k.bk) and _fits(spec, k, caps)
     ]  # fmt: skip
+
+
+def _matrices(spec: Attention, caps: WgslCaps) -> list[Matrices]:
+    """For many queries. Where their number is known at run time only, it may be one at a time if
+    there are more keys than queries."""
+    many = spec.q_len == spec.kv_len or (isinstance(spec.q_len, int) and spec.q_len >= 16)
+    if not (caps.matrix and many and set(spec.operands[:3]) == {Storage.F16}):
+        return []
+    return [k for k in (Matrices(*shape) for shape in _MATRICES) if _fits(spec, k, caps)]
+
+
+def _is_short(spec: Attention) -> bool:
+    return spec.head_dim <= 32 or (isinstance(spec.kv_len, int) and spec.kv_len <= _SHORT)
 
 
 def _some_keys(spec: Attention, k: Tiles | Decode, least: int) -> bool:
@@ -266,6 +335,7 @@ def _some_keys(spec: Attention, k: Tiles | Decode, least: int) -> bool:
 _TEMPLATES = {
     Flash: "attention",
     Tiles: "attention_tiles",
+    Matrices: "attention_matrix",
     Decode: "attention_decode",
     Direct: "attention_direct",
 }
@@ -288,6 +358,8 @@ def render(spec: Attention, knobs: Kinds) -> WgslKernel:
         module.scratch.append(("partial_rows", "vec4<f32>"))
     else:
         _define_put(module, spec)
+    if isinstance(knobs, Matrices):
+        module.also = MATRIX_FEATURES
     rows = fold_grid(_workgroups(spec, knobs) * _parts(spec, knobs))
     fields = _fields(spec, knobs, module, split)
     first = module.dispatch(_TEMPLATES[type(knobs)], fields, rows, with_output=not split)
@@ -321,7 +393,7 @@ def _workgroups(spec: Attention, knobs: Kinds) -> Dim:
 
 def _parts(spec: Attention, knobs: Kinds) -> Dim:
     """Into how many parts the keys are cut."""
-    if isinstance(knobs, Flash | Direct):
+    if isinstance(knobs, Flash | Matrices | Direct):
         return 1
     most = ceildiv(spec.kv_len, knobs.threads if isinstance(knobs, Decode) else knobs.bk)
     return parts(knobs.splits, _workgroups(spec, knobs), most)
@@ -332,6 +404,8 @@ def _name(knobs: Kinds) -> str:
         return f"direct_{knobs.group}"
     if isinstance(knobs, Flash):
         return f"{knobs.bq}x{knobs.bk}_{knobs.tq}x{knobs.tk}{'s' if knobs.staged else ''}"
+    if isinstance(knobs, Matrices):
+        return f"matrix_{knobs.bq}x{knobs.bk}"
     split = f"_split{knobs.splits}" if knobs.splits > 1 else ""
     if isinstance(knobs, Decode):
         return f"decode_{knobs.threads}{split}"
@@ -340,7 +414,7 @@ def _name(knobs: Kinds) -> str:
 
 def _fields(
     spec: Attention, knobs: Kinds, module: Module, split: bool
-) -> FlashFields | TilesFields | DecodeFields | DirectFields:
+) -> FlashFields | TilesFields | MatricesFields | DecodeFields | DirectFields:
     d4, v4 = -(-spec.head_dim // 4), -(-spec.v_dim // 4)
     scale = literal(sc.const(spec.scale).value, Type.F32, module.helpers)
     common: dict[str, Any] = {
@@ -355,10 +429,20 @@ def _fields(
             bq=knobs.bq, bk=knobs.bk, tq=knobs.tq, tk=knobs.tk, staged=knobs.staged,
             v_columns=_v_columns(across, spec.v_dim), **common,
         )  # fmt: skip
+    if isinstance(knobs, Matrices):
+        d, v = _padded(spec.head_dim), _padded(spec.v_dim)
+        return MatricesFields(
+            subgroups=knobs.subgroups, bk=knobs.bk, d=d, v=v, p_at=_weights_at(spec, knobs),
+            k_loads=-(-knobs.bk * d // 4 // knobs.threads),
+            v_loads=-(-knobs.bk * v // 4 // knobs.threads), **common,
+        )  # fmt: skip
     common |= {"split": split, "parts": dim_text(_parts(spec, knobs))}
     if isinstance(knobs, Tiles):
         return TilesFields(
             bq=knobs.bq, bk=knobs.bk, tq=knobs.tq, dc=knobs.dc, chunks=-(-d4 // knobs.dc),
+            q_loads=-(-knobs.bq * knobs.dc // knobs.threads) if knobs.dc < d4 else 0,
+            k_loads=-(-knobs.bk * knobs.dc // knobs.threads),
+            v_loads=-(-knobs.bk * v4 // knobs.threads),
             v_columns=_v_columns(knobs.bk // 4, spec.v_dim), **common,
         )  # fmt: skip
     shares = 1

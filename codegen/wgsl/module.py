@@ -30,6 +30,8 @@ _ENABLES = {
 }
 """WebGPU features and the directives that their use in a shader takes."""
 FEATURES = frozenset(_ENABLES)
+MATRIX_FEATURES = tuple(_ENABLES)
+"""Those of shaders on subgroup matrices."""
 
 MAX_GRID = 65535
 """Workgroups per dimension of a dispatch that every device allows."""

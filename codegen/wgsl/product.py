@@ -20,7 +20,7 @@ from typing import Any
 
 from ..dims import Dim, ceildiv
 from .kernel import Pass, WgslKernel
-from .module import Module, dim_multiple, dim_text, fold_grid, parts
+from .module import MATRIX_FEATURES, Module, dim_multiple, dim_text, fold_grid, parts
 
 
 class Order(enum.Enum):
@@ -336,14 +336,12 @@ def _direct_pass(p: Product, d: Direct, module: Module, with_output: bool) -> Pa
 _MANY = 32
 """Values of a thread of which an epilogue with transcendental functions is not copied for each."""
 
-_MATRIX_FEATURES = ("shader-f16", "subgroups", "chromium-experimental-subgroup-matrix")
-
 
 def _staged_pass(p: Product, t: Tile | Matrix, module: Module, with_output: bool) -> Pass:
     split = t.splits > 1
     half = multiplies_half(t)
     if isinstance(t, Matrix):
-        module.also = _MATRIX_FEATURES
+        module.also = MATRIX_FEATURES
     check_k = not dim_multiple(p.k, t.bk)
     row = "i32(m0 + row)"
     if not dim_multiple(p.m, t.bm):

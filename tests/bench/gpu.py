@@ -3,7 +3,7 @@
     python -m tests.bench.gpu [--part browser|desktop] [--dtype f32|f16|int4] [--only CASE]
         [--small] [--json] [--json-lines FILE]
 
-Browser part: ours and the peers take turns in one page, up to 200 runs in flight each turn, until
+Browser part: ours and the peers take turns in one page, up to 1000 runs in flight each turn, until
 one element of the last output is read back. Inputs lie on the GPU and outputs stay there, for all.
 ONNX Runtime runs with graph capture in a page of its own beside ours (it does not bear both in
 one), and the better one counts.
@@ -88,9 +88,9 @@ SMALL += [c for c in models() if c.name.startswith("dig")]
 TOLERANCE = {"f32": MAX_DEVIATION, "f16": 2e-2, "int4": MAX_DEVIATION}
 """Of the largest element of the f32 model's output; int4 weights are the same for everybody."""
 
-IN_FLIGHT = 200  # at most: the wait for the last one, some 3 ms, is to be a small part
-BUDGET_MS = 40  # of one runtime's turn
-CASE_MS = 2000  # no round begins later, but for the third
+IN_FLIGHT = 1000  # at most: the wait for the last one, some 3 ms, is to be a small part
+BUDGET_MS = 120  # of one runtime's turn
+CASE_MS = 4000  # no round begins later, but for the third
 FLAGS = [
     "--no-sandbox", "--no-first-run", "--disable-quic", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--enable-unsafe-webgpu",

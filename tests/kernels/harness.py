@@ -21,7 +21,7 @@ import pytest
 import wasmtime
 
 from pywebgpu.codegen import wasm, wgsl
-from pywebgpu.codegen.caps import WasmCaps, WgslCaps
+from pywebgpu.codegen.caps import WGSL_VARIANTS, WasmCaps, WgslCaps
 from pywebgpu.codegen.dims import evaluate
 from pywebgpu.codegen.scalar import Type
 from pywebgpu.codegen.spec import KernelSpec, Map, Matmul, Storage
@@ -31,6 +31,7 @@ from pywebgpu.codegen.wgsl.kernel import WgslKernel
 from pywebgpu.errors import DeviceError
 from pywebgpu.executors.wgpu_device import Gpu
 from tests.executors_seen import record_executor
+from tests.kernels.matrices import spelt_out, uses_matrices
 from tests.reference import evaluate as reference
 from tests.reference import second_output
 
@@ -217,7 +218,14 @@ def _gpu() -> Gpu:
 
 @lru_cache(maxsize=512)
 def _shader(spec: KernelSpec, knobs: Any) -> WgslKernel:
-    return wgsl.render(spec, knobs)
+    kernel = wgsl.render(spec, knobs)
+    return spelt_out(kernel) if uses_matrices(kernel) else kernel
+
+
+def _matrix_space(spec: KernelSpec) -> list[Any]:
+    """What runs on subgroup matrices, which `spelt_out` brings to this adapter."""
+    (caps,) = (v.caps for v in WGSL_VARIANTS if v.name == "matrix")
+    return [k for k in wgsl.space(spec, caps) if uses_matrices(wgsl.render(spec, k))]
 
 
 def _wgpu_buffer(elements: Array, storage: Storage) -> Any:
@@ -292,3 +300,4 @@ def _wgpu_run(
 # What the adapter here offers, and what every WebGPU device does.
 EXECUTORS["wgpu"] = KernelExecutor(lambda spec: wgsl.space(spec, _gpu().caps()), _wgpu_run)
 EXECUTORS["wgpu-floor"] = KernelExecutor(lambda spec: wgsl.space(spec, WgslCaps()), _wgpu_run)
+EXECUTORS["wgpu-matrix"] = KernelExecutor(_matrix_space, _wgpu_run)
