@@ -83,9 +83,9 @@ _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 
 def exp(x: Scalar) -> Scalar:
     """Relative error below 2e-7; below -86.98 the result is 0, above 88.73 infinity."""
-    p, n_bits = _exp_parts(_clamp(x, -87.3, 89.0))
     # 2 * 2**(n - 1), so that the largest n still has a finite scale.
-    return (p + p) * _float(binary(Op.SHL, n_bits + 126, const(23)))
+    p, scale = _exp_parts(_clamp(x, -87.3, 89.0), 126)
+    return (p + p) * scale
 
 
 def exp_of_negative(x: Scalar) -> Scalar:
@@ -94,21 +94,23 @@ def exp_of_negative(x: Scalar) -> Scalar:
     At the clamp the scale is 0. Just above, it would be 2**-126 and the results subnormal numbers,
     which processors take many cycles to make, for every position that a mask hides.
     """
-    p, n_bits = _exp_parts(binary(Op.MAX, x, -88.0))
-    return p * _float(binary(Op.SHL, n_bits + 127, const(23)))
+    p, scale = _exp_parts(binary(Op.MAX, x, -88.0), 127)
+    return p * scale
 
 
-def _exp_parts(x: Scalar) -> tuple[Scalar, Scalar]:
-    """(p, bits that end in n) with exp(x) = p * 2**n; a shift by 23 drops the other bits."""
-    shifted = x * math.log2(math.e) + _MAGIC
-    n = shifted - _MAGIC
+def _exp_parts(x: Scalar, bias: int) -> tuple[Scalar, Scalar]:
+    """(p, 2**(n + bias - 127)) with exp(x) = p * 2**n."""
+    # The exponent's bias is rounded along; a shift by 23 drops all other bits.
+    magic = _MAGIC + bias
+    shifted = x * math.log2(math.e) + magic
+    n = shifted - magic
     r = x - n * _LN2_HIGH
     r = r - n * _LN2_LOW
     # Even and odd powers by themselves: fewer additions wait for each other.
     z = r * r
     odd = _horner(z, (1.9875691500e-4, 8.3334519073e-3, 1.6666665459e-1))
     even = _horner(z, (1.3981999507e-3, 4.1665795894e-2, 5.0000001201e-1))
-    return (odd * r + even) * z + (r + 1.0), _bits(shifted)
+    return (odd * r + even) * z + (r + 1.0), _float(binary(Op.SHL, _bits(shifted), const(23)))
 
 
 def log(x: Scalar) -> Scalar:
