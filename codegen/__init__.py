@@ -7,5 +7,5 @@ Read in this order: `dims` (symbolic sizes), `scalar` (the expression computed p
 `spec` (the kernel families), `caps` (what a device can do), then `wasm/` and `wgsl/`.
 """
 
-GENERATOR_VERSION = "5"
+GENERATOR_VERSION = "6"
 """Changes whenever generated code may change: part of the key of every tuning record."""

@@ -20,7 +20,7 @@ from ..spec import PANEL, Matmul, Storage, View, int8_panel_bytes
 from . import blocks, int8
 from .asm import I32, Function, Int, IntLike, Local, Module, affine, imax, imin
 from .kernel import WasmKernel
-from .matmul_space import GEMV_PANELS, SHORTER, SHORTER_INT8, Knobs, is_int8, space
+from .matmul_space import SHORTER, SHORTER_INT8, Knobs, few_rows, is_int8, space
 from .partition import shares
 from .product import (
     Core,
@@ -111,7 +111,7 @@ class _Emitter:
         tiles = [Tile(knobs.rows, wide, knobs.unroll)]
         for rows in (2, 1):
             if rows < knobs.rows:
-                panels = max(1, min(GEMV_PANELS[rows], self.most))
+                panels = max(1, min(few_rows(rows, self.panels) or 1, self.most))
                 tiles.append(Tile(rows, panels, 4))
         return tiles
 

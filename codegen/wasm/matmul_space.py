@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..caps import WasmCaps
-from ..dims import ceildiv
+from ..dims import Dim, ceildiv
 from ..spec import PANEL, Matmul, Storage
 from . import int8
 from .product import Tile
@@ -34,8 +34,18 @@ class Knobs:
         return Tile(self.rows, self.panels, self.unroll)
 
 
-GEMV_PANELS = {1: 4, 2: 2, 3: 1}
-"""With few rows, more columns at a time: enough sums in flight to hide the latency of one."""
+_WIDE = {6: 1.0, 5: 1.04, 4: 1.07}
+"""Panels side by side with one row, and what they take per panel: a processor that reads the
+constant from memory has more of it on the way with more of them. In its caches all are alike."""
+
+
+def few_rows(rows: int, panels: Dim) -> int | None:
+    """With one, two or three rows, how many panels at a time: enough sums in flight to hide the
+    latency of one. None for more rows."""
+    if rows == 1 and isinstance(panels, int):
+        return min(_WIDE, key=lambda wide: -(-panels // wide) * wide * _WIDE[wide])
+    return {1: 4, 2: 2, 3: 1}.get(rows)
+
 
 SHORTER = {6: 2, 8: 2, 10: 2}
 """By how many rows the last tiles of a product are shorter, where that leaves less to compute
@@ -55,12 +65,12 @@ def space(spec: Matmul, caps: WasmCaps) -> list[Knobs]:
     if is_int8(spec):
         return _int8_space(spec, caps, most)
     shapes: tuple[tuple[int, int, int], ...] = _SHAPES
-    if rows in GEMV_PANELS:
-        wide = GEMV_PANELS[rows]
-        half, more = -(-wide // 2), wide + 2
+    wide = None if rows is None else few_rows(rows, panels)
+    if rows and wide:
+        less, more = max(1, wide * 2 // 3), wide + 2
         shapes = tuple(
             (rows, p, u)
-            for p, u in ((wide, 4), (wide, 8), (wide, 2), (half, 4), (half, 8), (more, 4), (1, 4))
+            for p, u in ((wide, 4), (wide, 8), (wide, 2), (less, 4), (less, 8), (more, 4), (1, 4))
         )
     found: dict[Tile, None] = {}
     for r, p, unroll in shapes:
