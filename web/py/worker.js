@@ -116,13 +116,20 @@ async function started(url) {
 
 /**
  * @param {(options: object) => Promise<any>} loadPyodide
- * @param {object} options
+ * @param {{indexURL: string}} options
  * @param {Uint8Array | null} memory
  */
 async function load(loadPyodide, options, memory) {
   if (memory) {
     try {
-      return await loadPyodide({ ...options, _loadSnapshot: memory });
+      const { default: create } = await import(new URL("pyodide.asm.mjs", options.indexURL).href);
+      // Pyodide asks for as much memory as the snapshot has, but its build always begins with 30 MiB.
+      const createPyodideModule = async (/** @type {object} */ settings) => {
+        const module = await create(settings);
+        if (memory.length > module.HEAP8.length) module.growMemory(memory.length);
+        return module;
+      };
+      return await loadPyodide({ ...options, createPyodideModule, _loadSnapshot: memory });
     } catch (error) {
       // It fits one build of Pyodide, and engines that lay out its function table alike.
       console.warn("pywebgpu: Python starts from nothing:", error);
