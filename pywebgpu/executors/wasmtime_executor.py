@@ -11,6 +11,7 @@ import os
 import platform
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -314,6 +315,9 @@ class Worker:
         function(self.store, *args)
 
 
+Tasks = SimpleQueue[Callable[[], None] | None]
+
+
 class Team:
     """Calls a function of the module on all threads at once.
 
@@ -324,23 +328,15 @@ class Team:
     def __init__(self, workers: list[Worker]) -> None:
         self.workers = workers
         self._results: SimpleQueue[BaseException | None] = SimpleQueue()
-        self._tasks: list[SimpleQueue[Callable[[], None] | None]] = []
+        self._tasks: list[Tasks] = []
         self._broken: BaseException | None = None
         if len(workers) == 1:
             return
-        for _ in workers:
-            tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-            self._tasks.append(tasks)
-            threading.Thread(target=self._serve, args=(tasks,), daemon=True).start()
-
-    def _serve(self, tasks: SimpleQueue[Callable[[], None] | None]) -> None:
-        while (task := tasks.get()) is not None:
-            try:
-                task()
-            except BaseException as error:
-                self._results.put(error)
-            else:
-                self._results.put(None)
+        self._tasks += [SimpleQueue() for _ in workers]
+        for tasks in self._tasks:
+            threading.Thread(target=_serve, args=(tasks, self._results), daemon=True).start()
+        # A session that nobody closes takes its threads along.
+        weakref.finalize(self, _dismiss, list(self._tasks))
 
     def call(self, name: str, *args: int) -> None:
         """name(thread, threads, *args) on every thread; returns when all have."""
@@ -369,9 +365,27 @@ class Team:
         return time.perf_counter() - start
 
     def close(self) -> None:
-        for tasks in self._tasks:
-            tasks.put(None)
+        _dismiss(self._tasks)
         self._tasks = []
+
+
+# Neither holds the team, nor longer than a call what it works on: else it would never be forgotten.
+
+
+def _serve(tasks: Tasks, results: SimpleQueue[BaseException | None]) -> None:
+    while (task := tasks.get()) is not None:
+        try:
+            task()
+        except BaseException as error:
+            results.put(error)
+        else:
+            results.put(None)
+        del task
+
+
+def _dismiss(threads: Sequence[Tasks]) -> None:
+    for tasks in threads:
+        tasks.put(None)
 
 
 def default_threads() -> int:

@@ -228,6 +228,12 @@ def _matrix_space(spec: KernelSpec) -> list[Any]:
     return [k for k in wgsl.space(spec, caps) if uses_matrices(wgsl.render(spec, k))]
 
 
+def forget() -> None:
+    """Let go of the device and its pipelines, and of what was generated."""
+    for kept in (_gpu, _shader, _binary):
+        kept.cache_clear()
+
+
 def _wgpu_buffer(elements: Array, storage: Storage) -> Any:
     odd = -elements.size % 4 if storage is Storage.I8 else 0  # a binding is whole words
     tail = np.full(MARGIN // storage.bytes + odd, GARBAGE[storage], DTYPE[storage])
