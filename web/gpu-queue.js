@@ -3,7 +3,7 @@
 
 /** @typedef {import("./gpu-frame.js").Dispatch} Dispatch */
 
-const MOST = 32; // dispatches that wait: the device is to begin while the page goes on encoding
+const MOST = 64; // dispatches that wait: the device is to begin while the page goes on encoding
 
 /** @type {WeakMap<GPUDevice, GpuQueue>} */
 const known = new WeakMap();

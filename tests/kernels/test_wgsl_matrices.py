@@ -29,7 +29,7 @@ MATRIX_CAPS = next(v.caps for v in WGSL_VARIANTS if v.name == "matrix")
 def check(case: Case, tolerance: float, candidates: list[Any]) -> None:
     assert candidates
     harness.check(
-        "wgpu-matrix", case.spec, case.operands, case.args, case.out_size,
+        harness.MATRIX, case.spec, case.operands, case.args, case.out_size,
         rtol=tolerance, atol=tolerance, candidates=candidates,
     )  # fmt: skip
 
@@ -54,7 +54,7 @@ def test_attention(name: str) -> None:
     Blocks of few keys: a CPU takes minutes to compile the larger ones spelt out.
     """
     case = attention_case(2, *ATTENTION[name], half=True)
-    found = harness.space("wgpu-matrix", case.spec)
+    found = harness.space(harness.MATRIX, case.spec)
     check(case, 3e-3, [k for k in found if k.bk == 16])
 
 
