@@ -1,4 +1,5 @@
-"""A vocabulary of real size in the browser, on a device that binds 128 MiB and no more."""
+"""Weights in parts in the browser: ways of cutting at small scale, and a vocabulary of real size
+on a device that binds 128 MiB and no more."""
 
 from __future__ import annotations
 
@@ -9,8 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from pywebgpu.build import wasm_code, wgsl_kernels
+from pywebgpu.bundle import write_bundle
 from pywebgpu.export import export
 from tests.executors_seen import record_executor
+from tests.ops.test_split import CASES, bound, close, compiled_case
 from tests.web.conftest import OpenPage
 
 pytestmark = pytest.mark.browser
@@ -68,3 +72,28 @@ def test_a_vocabulary_over_the_limit_of_every_device(site: Path, open_page: Open
     assert got["failed"] == []
     assert got["found"] == ids.tolist()
     np.testing.assert_allclose(got["logits"], want.ravel()[::997], atol=1e-4 * np.abs(want).max())
+
+
+# No software adapter has shader-f16, whose weights are cut as these are.
+@pytest.mark.parametrize("name", ["product", "table", "four bits", "int8, one row", "int4"])
+def test_parts_of_small_weights(site: Path, open_page: OpenPage, name: str) -> None:
+    compiled, feeds, want = compiled_case(CASES[name])
+    assert max(bound(compiled)) <= CASES[name].limit
+    plan = compiled.plan
+    wgsl = {"default": wgsl_kernels(plan)}
+    write_bundle(site / "parts", plan, compiled.weight_chunks(), wasm_code(plan, ["simd"]), wgsl)
+    given = {k: [str(v.dtype), v.ravel().tolist(), list(v.shape)] for k, v in feeds.items()}
+    shape, data = open_page().evaluate(
+        """async (given) => {
+          const { InferenceSession, Tensor } = await import("./helpers.js");
+          const options = { executionProviders: ["webgpu"] };
+          const session = await InferenceSession.create("parts", options);
+          const feeds = Object.entries(given).map(([name, [type, data, dims]]) =>
+            [name, new Tensor(type, type === "int64" ? data.map(BigInt) : data, dims)]);
+          const [y] = Object.values(await session.run(Object.fromEntries(feeds)));
+          return [[...y.dims], [...y.data]];
+        }""",
+        given,
+    )
+    record_executor("chromium-webgpu")
+    close(np.array(data, np.float32).reshape(shape), want, 1e-4)
