@@ -237,6 +237,23 @@ export class Bundle {
   }
 
   /**
+   * The texts that a variant's kernels name by number.
+   * @param {GpuVariant} variant
+   * @returns {Promise<string[]>}
+   */
+  async shaders({ file, kernels }) {
+    const codes = await this.json(file);
+    const named = kernels.flatMap(({ passes }) => passes.map(({ code }) => code));
+    const missing = named.find((number) => typeof codes?.[number] !== "string");
+    if (missing === undefined) return codes;
+    throw new BundleError(`shader ${missing}, which a kernel names, is not in the file`, {
+      where: this.url + file,
+      got: Array.isArray(codes) ? `${codes.length} shaders` : typeof codes,
+      remedy: REDO,
+    });
+  }
+
+  /**
    * The weight space, block by block as it arrives; see `fill`.
    * @param {Take} take gets offsets into the weight space
    * @param {(offset: number, bytes: number) => Uint8Array<ArrayBuffer>} [again]

@@ -124,7 +124,7 @@ export class GpuHost {
     const variants = await this.#choose(manifest);
     bundle.expect([variants[0].file, ...manifest.weights.shards]);
     // Travels while the device opens, ahead of the weights: compiling takes longest.
-    const first = bundle.json(variants[0].file);
+    const first = bundle.shaders(variants[0]);
     first.catch(() => {});
     const device = await this.#open(variants[0].kernels);
     const weights = this.#loadWeights(device, bundle);
@@ -150,11 +150,11 @@ export class GpuHost {
    */
   async #takeFirst(device, variants, first, unavailable, tuned) {
     for (const [i, variant] of variants.entries()) {
-      const { name, check, file } = variant;
+      const { name, check } = variant;
       const right = check ? healthy(device, check) : true;
       let reason = `the shaders "${name}" compute wrong numbers on this device`;
       try {
-        const codes = i ? /** @type {Bundle} */ (this.bundle).json(file) : first;
+        const codes = i ? /** @type {Bundle} */ (this.bundle).shaders(variant) : first;
         await this.#take(variant, codes, unavailable, tuned);
         if (await right) return;
       } catch (error) {

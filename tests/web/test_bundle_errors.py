@@ -71,6 +71,14 @@ def test_half_precision_where_it_cannot_run(open_page: OpenPage, site: Path, pro
     assert ("shader-f16" if provider == "webgpu" else "no WebAssembly module") in facts["message"]
 
 
+def test_a_shader_that_is_not_there(open_page: OpenPage, site: Path) -> None:
+    mini.damage(site / "mini", ["webgpu", "variants", 0, "kernels", 0, "passes", 0, "code"], 7)
+    facts = create_facts(open_page(), "webgpu")
+    assert facts["name"] == "BundleError"
+    assert facts["got"] == "3 shaders"
+    assert facts["where"].endswith("/mini/kernels.default.wgsl.json")
+
+
 def test_no_bundle_there(open_page: OpenPage, provider: str) -> None:
     facts = create_facts(open_page(), provider, "nothing")
     assert facts["name"] == "BundleError"
