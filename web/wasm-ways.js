@@ -82,7 +82,11 @@ export class Ways {
   #worthTrying() {
     const ms = median(this.usual);
     if (ms > SHORT_MS) return [];
-    return this.others.filter(([way]) => ms <= AWAKE_MS || way.page === "sleeps");
+    // What the page's thread would be held for, if it did the work of all threads.
+    const alone = ms * this.best.threads;
+    return this.others.filter(
+      ([{ page }]) => page === "sleeps" || (page === "plays" ? alone : ms) <= AWAKE_MS,
+    );
   }
 
   /**

@@ -240,6 +240,7 @@ _TILES = (
     (32, 32, 2, (2,)), (32, 16, 2, (2, 1)), (64, 32, 8, (4, 2)), (32, 64, 4, (2,)),
 )  # fmt: skip
 _SHORT = 128  # keys that no workgroups need to divide
+_USUAL_ROWS = 384
 
 
 def space(spec: Attention, caps: WgslCaps) -> list[Kinds]:
@@ -306,6 +307,10 @@ def _tiles(spec: Attention, caps: WgslCaps) -> list[Tiles]:
     ]
     if _is_short(spec):  # small blocks of all features, keys undivided
         found.sort(key=lambda k: (k.bq > 16, k.splits > 1, -k.dc))
+    elif not spec.causal:
+        # Where queries alone are enough for the device, joining parts would be one dispatch more.
+        bq = next((n for n in (32, 16) if _blocks(spec, n) >= 2 * caps.fill), 0)
+        found.sort(key=lambda k: -k.dc if (k.bq, k.bk, k.splits) == (bq, 32, 1) else 1)
     # More accumulators than 32 would leave the registers.
     return [
         k for k in found
@@ -321,6 +326,13 @@ def _matrices(spec: Attention, caps: WgslCaps) -> list[Matrices]:
     if not (caps.matrix and many and set(spec.operands[:3]) == {Storage.F16}):
         return []
     return [k for k in (Matrices(*shape) for shape in _MATRICES) if _fits(spec, k, caps)]
+
+
+def _blocks(spec: Attention, bq: int) -> int:
+    """Workgroups of so many queries each; with a guess for what is known at run time only."""
+    batch = spec.batch if isinstance(spec.batch, int) else 1
+    rows = spec.q_len if isinstance(spec.q_len, int) else _USUAL_ROWS
+    return batch * spec.heads * -(-rows // bq)
 
 
 def _is_short(spec: Attention) -> bool:

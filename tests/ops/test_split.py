@@ -169,7 +169,8 @@ class Case:
     limit: int
     settings: Callable[[], dict[str, Any]] = dict
     tolerance: float = 1e-4
-    """Of ONNX Runtime's numbers, relative to the largest."""
+    """Of ONNX Runtime's numbers: relative to the largest; where weights are quantised, of the root
+    mean squares, since the largest of many roundings differs from draw to draw."""
 
 
 CASES: dict[str, Case] = {
@@ -184,10 +185,10 @@ CASES: dict[str, Case] = {
     "experts": Case(experts, 4000),
     "four bits": Case(lambda: four_bits(False, 1), 1500),
     "four bits, zeros, rows": Case(lambda: four_bits(True, 17), 2000),
-    "int8": Case(lambda: product(17), 4000, lambda: {"int8": Int8()}, 0.1),
-    "int8, one row": Case(lambda: product(1), 4000, lambda: {"int8": Int8()}, 0.1),
-    "tied in int8": Case(tied, 100_000, lambda: {"int8": Int8()}, 0.1),
-    "int4": Case(product, 3000, lambda: {"int8": Int4()}, 0.4),
+    "int8": Case(lambda: product(17), 4000, lambda: {"int8": Int8()}, 0.02),
+    "int8, one row": Case(lambda: product(1), 4000, lambda: {"int8": Int8()}, 0.02),
+    "tied in int8": Case(tied, 100_000, lambda: {"int8": Int8()}, 0.02),
+    "int4": Case(product, 3000, lambda: {"int8": Int4()}, 0.12),
     "f16": Case(product, 9000, lambda: {"half": True}, 5e-3),
     "tied in f16": Case(tied, 150_000, lambda: {"half": True}, 5e-3),
 }
@@ -211,7 +212,8 @@ def compiled_case(case: Case) -> tuple[Compiled, dict[str, Array], Array]:
         (whole,) = play(
             dataclasses.replace(made, plan=dataclasses.replace(made.plan, gpu=None)), feeds
         ).values()
-        close(whole, want, case.tolerance)
+        error = np.sqrt(np.mean((whole - want) ** 2) / np.mean(want**2))
+        assert error <= case.tolerance
         want = whole
     return made, feeds, want
 
